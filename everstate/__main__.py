@@ -1,0 +1,6 @@
+"""`everstate` and ``python -m everstate``."""
+
+from everstate.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The node's small HTTP server: ``/metrics``, ``/healthz`` (alive), ``/readyz`` (able to work)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from kernel import telemetry
+from kernel.errors import AddressInUse, EverstateError
+
+Ready = Callable[[], Awaitable[None]]
+"""Returns when the process can work; raises the reason when it cannot."""
+
+
+def bind(host: str, port: int, purpose: str) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        AddressInUse: the port is taken or not permitted.
+
+    """
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, proto)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(64)
+    except OSError as error:
+        raise AddressInUse(
+            f"cannot listen on {host}:{port} ({purpose}): {error.strerror or error}"
+        ) from None
+    return listener
+
+
+def application(ready: Ready, refresh: Callable[[], None]) -> Callable[..., Awaitable[None]]:
+    """The ASGI application; ``refresh`` sets the gauges that are read, not counted."""
+
+    async def answer(path: str) -> tuple[int, bytes, bytes]:
+        if path == "/metrics":
+            refresh()
+            return 200, generate_latest(telemetry.REGISTRY), CONTENT_TYPE_LATEST.encode()
+        if path == "/healthz":
+            return 200, b"ok\n", b"text/plain"
+        if path == "/readyz":
+            try:
+                async with asyncio.timeout(2):
+                    await ready()
+            except EverstateError as error:
+                return 503, f"{error.message}\n".encode(), b"text/plain"
+            except TimeoutError:
+                return 503, b"no answer from the database\n", b"text/plain"
+            return 200, b"ready\n", b"text/plain"
+        return 404, b"there are /metrics, /healthz, /readyz\n", b"text/plain"
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        status, body, content_type = await answer(scope["path"])
+        if scope["method"] not in ("GET", "HEAD"):
+            status, body = 405, b"only GET and HEAD\n"
+        headers = [
+            (b"content-type", content_type),
+            (b"content-length", str(len(body)).encode()),
+            (b"cache-control", b"no-store"),
+            (b"x-content-type-options", b"nosniff"),
+        ]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send(
+            {"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body}
+        )
+
+    return app
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals belong to the process, not to this server."""
+        yield
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    listener: socket.socket, app: Callable[..., Awaitable[None]]
+) -> AsyncIterator[None]:
+    """Serves ``app`` on ``listener`` while inside."""
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=2
+    )
+    server = _Server(config)
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await task

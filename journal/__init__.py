@@ -1,0 +1,1 @@
+"""The journal: appends, loads, reads and proofs of durable, totally ordered events."""

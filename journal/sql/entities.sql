@@ -1,0 +1,14 @@
+-- A page of the entities of one type, by id.
+-- $1 log, $2 entity type, $3 ids from (or after, when $5) this one, $4 ids below this one (null: no
+-- bound), $6 rows at most. Index: primary key of entities.
+SELECT e.entity_id, e.entity_key, e.last_seq, e.event_count, e.first_position, e.last_position,
+  e.state, e.slice, coalesce(m.floor, e.last_seq - e.event_count + 1) AS floor, s.seq AS snapshot_seq
+FROM everstate.entities e
+LEFT JOIN everstate.entity_marks m ON m.log_id = e.log_id AND m.entity_key = e.entity_key
+LEFT JOIN LATERAL (
+  SELECT x.seq FROM everstate.snapshots x
+  WHERE x.log_id = e.log_id AND x.entity_key = e.entity_key ORDER BY x.seq DESC LIMIT 1) s ON true
+WHERE e.log_id = $1 AND e.type_id = (SELECT t.type_id FROM everstate.entity_types t WHERE t.name = $2)
+  AND e.entity_id >= $3 AND ($4::text IS NULL OR e.entity_id < $4::text)
+  AND (NOT $5::bool OR e.entity_id > $3)
+ORDER BY e.entity_id LIMIT $6

@@ -1,0 +1,111 @@
+"""Metrics (Prometheus) and structured logs. Neither ever holds a payload, an id or a secret.
+
+`METRICS` is the one list of metrics; docs/reference/metrics.md is generated from it.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Final
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+
+disable_created_metrics()
+REGISTRY: Final = CollectorRegistry()
+
+_SECONDS = (
+    0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.0, 5.0, 10.0,
+)  # fmt: skip
+
+appends = Counter("everstate_appends", "Appends that were written.", ["log"], registry=REGISTRY)
+events_appended = Counter(
+    "everstate_events_appended", "Events that were written.", ["log"], registry=REGISTRY
+)
+duplicates = Counter(
+    "everstate_appends_duplicate",
+    "Appends that had been written before and got the first result.",
+    ["log"],
+    registry=REGISTRY,
+)
+refused = Counter(
+    "everstate_appends_refused",
+    "Appends that were refused or failed, by code of the error tree.",
+    ["log", "reason"],
+    registry=REGISTRY,
+)
+batch_appends = Histogram(
+    "everstate_batch_appends",
+    "Appends that shared one commit.",
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
+    registry=REGISTRY,
+)
+commit_seconds = Histogram(
+    "everstate_commit_seconds",
+    "Time from sending a batch to the database until it was durable.",
+    buckets=_SECONDS,
+    registry=REGISTRY,
+)
+reads = Counter("everstate_reads", "Reads begun, by call.", ["call"], registry=REGISTRY)
+events_read = Counter(
+    "everstate_events_read", "Events sent to readers, by call.", ["call"], registry=REGISTRY
+)
+in_flight = Gauge(
+    "everstate_appends_in_flight",
+    "Appends that wait for their outcome.",
+    ["log"],
+    registry=REGISTRY,
+)
+held_bytes = Gauge(
+    "everstate_appends_held_bytes",
+    "Memory accounted to waiting appends, in bytes.",
+    ["log"],
+    registry=REGISTRY,
+)
+pool_connections = Gauge(
+    "everstate_pool_connections", "Database connections, by state.", ["state"], registry=REGISTRY
+)
+head = Gauge(
+    "everstate_log_head", "Position of the newest event this node knows of.", ["log"],
+    registry=REGISTRY,
+)  # fmt: skip
+chunks_ahead = Gauge(
+    "everstate_chunks_ahead",
+    "Chunks attached wholly ahead of the head; at 0 the next roll-over would wait.",
+    ["log"],
+    registry=REGISTRY,
+)
+xmin_age_seconds = Gauge(
+    "everstate_database_xmin_age_seconds",
+    "Age of the oldest transaction or snapshot that holds back vacuum.",
+    registry=REGISTRY,
+)
+recorded_ahead_seconds = Gauge(
+    "everstate_recorded_at_ahead_seconds",
+    "By how much the newest event's time is ahead of this node's clock.",
+    ["log"],
+    registry=REGISTRY,
+)
+rpcs = Counter(
+    "everstate_rpcs", "Finished gRPC calls, by method and status.", ["method", "status"],
+    registry=REGISTRY,
+)  # fmt: skip
+
+
+def configure_logging(*, json_lines: bool, level: str = "INFO") -> None:
+    """Structured logs on standard error: JSON lines, or text for people."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer()
+            if json_lines
+            else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )

@@ -1,0 +1,1 @@
+"""The schema: Alembic migrations whose SQL is in ``sql/``. Nothing imports this room but Alembic."""

@@ -1,0 +1,71 @@
+"""The Python client of a node. Users import it as ``everstate.client``.
+
+async with Client("everstate://127.0.0.1:7400/default") as client:
+    await client.append_event("cart", "c-1", "ItemAdded", b'{"sku": "a"}')
+    async for event in client.events("cart", "c-1"):
+        ...
+"""
+
+from journal.model import (
+    ANY,
+    EXISTS,
+    NO_ENTITY,
+    Append,
+    Appended,
+    AppendedEntity,
+    Entity,
+    EntityAppend,
+    EntityPage,
+    EntityPart,
+    Event,
+    EventBatch,
+    EventView,
+    Expectation,
+    Expected,
+    Limits,
+    LoadQuery,
+    LogInfo,
+    NewEvent,
+    NewSnapshot,
+    ReadQuery,
+    Snapshot,
+    VerifyProgress,
+    VerifyReport,
+)
+from kernel.errors import EverstateError, OutcomeUnknown, Unavailable, WrongExpectedState
+from sidecar_api.client.client import Client, ClientSettings
+from sidecar_api.client.target import Target
+
+__all__ = [
+    "ANY",
+    "EXISTS",
+    "NO_ENTITY",
+    "Append",
+    "Appended",
+    "AppendedEntity",
+    "Client",
+    "ClientSettings",
+    "Entity",
+    "EntityAppend",
+    "EntityPage",
+    "EntityPart",
+    "Event",
+    "EventBatch",
+    "EventView",
+    "EverstateError",
+    "Expectation",
+    "Expected",
+    "Limits",
+    "LoadQuery",
+    "LogInfo",
+    "NewEvent",
+    "NewSnapshot",
+    "OutcomeUnknown",
+    "ReadQuery",
+    "Snapshot",
+    "Target",
+    "Unavailable",
+    "VerifyProgress",
+    "VerifyReport",
+    "WrongExpectedState",
+]

@@ -1,0 +1,1 @@
+"""Generated from protocols/ by `make protos`; never edited by hand."""

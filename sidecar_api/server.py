@@ -1,0 +1,200 @@
+"""The node's gRPC server: services, health, reflection, limits, graceful drain."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError, Message
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
+
+from journal.store import StoreJournal
+from kernel import telemetry
+from kernel.errors import AddressInUse, EverstateError, InternalError, InvalidArgument
+from sidecar_api.errors import DETAILS_BYTES, to_status
+from sidecar_api.generated import journal_pb2 as pb
+from sidecar_api.services.journal import BadMessage, JournalService
+
+log = structlog.get_logger(__name__)
+
+SERVICE = pb.DESCRIPTOR.services_by_name["JournalService"].full_name
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """Where the node listens and what it accepts.
+
+    ``max_streams`` bounds the calls of one connection, ``max_calls`` those of all (further ones get
+    RESOURCE_EXHAUSTED); ``drain`` is how long calls under way may take when it stops.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 7400
+    max_streams: int = 1_000
+    max_calls: int = 4_000
+    drain: timedelta = timedelta(seconds=10)
+
+
+class NodeServer:
+    """Serves a journal over gRPC. `start` binds, `stop` drains."""
+
+    def __init__(
+        self,
+        store: StoreJournal,
+        settings: ServerSettings,
+        *,
+        version: str = "",
+        database_version: str = "",
+    ) -> None:
+        self._settings = settings
+        self._service = JournalService(store, version, database_version)
+        message_bytes = store.settings.limits.message_bytes
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_concurrent_streams", settings.max_streams),
+                ("grpc.max_receive_message_length", message_bytes),
+                ("grpc.max_send_message_length", 2 * message_bytes),
+                # Two servers on one port would share its connections silently.
+                ("grpc.so_reuseport", 0),
+                ("grpc.keepalive_time_ms", 30_000),
+                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+            ],
+            maximum_concurrent_rpcs=settings.max_calls,
+        )
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._server.add_generic_rpc_handlers((self._handlers(),))
+        reflection.enable_server_reflection(
+            (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        )
+        self.port = settings.port
+
+    async def start(self) -> None:
+        """Binds and serves.
+
+        Raises:
+            AddressInUse: the port is taken, or cannot be bound.
+
+        """
+        host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
+        try:
+            self.port = self._server.add_insecure_port(f"{host}:{self._settings.port}")
+        except RuntimeError:
+            self.port = 0
+        if not self.port:
+            raise AddressInUse(
+                f"cannot listen on {self._settings.host}:{self._settings.port} (gRPC): "
+                "the port is in use or not permitted"
+            )
+        await self._server.start()
+        await self.set_serving(True)
+
+    async def set_serving(self, serving: bool) -> None:
+        """What the health service answers."""
+        status = (
+            health_pb2.HealthCheckResponse.SERVING
+            if serving
+            else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
+        for name in ("", SERVICE):
+            await self._health.set(name, status)
+
+    async def stop(self, drain: timedelta | None = None) -> None:
+        """Takes no more calls, lets those under way finish within the drain time."""
+        with contextlib.suppress(Exception):
+            await self.set_serving(False)
+        self._service.drain()
+        await self._server.stop((drain or self._settings.drain).total_seconds())
+
+    def _handlers(self) -> Any:
+        service = self._service
+        methods: dict[str, Any] = {}
+        unary: tuple[tuple[str, type[Message], Callable[[Any, Any], Awaitable[Any]]], ...] = (
+            ("Append", pb.AppendRequest, service.append),
+            ("GetEntity", pb.GetEntityRequest, service.get_entity),
+            ("ListEntities", pb.ListEntitiesRequest, service.list_entities),
+            ("GetLog", pb.GetLogRequest, service.get_log),
+            ("ListLogs", pb.ListLogsRequest, service.list_logs),
+            ("CreateLog", pb.CreateLogRequest, service.create_log),
+            ("GetPositionAt", pb.GetPositionAtRequest, service.get_position_at),
+            ("GetServerInfo", pb.GetServerInfoRequest, service.get_server_info),
+        )
+        for name, request, call in unary:
+            methods[name] = grpc.unary_unary_rpc_method_handler(
+                guarded(name, call), _reader(request), _encode
+            )
+        streams: tuple[tuple[str, type[Message], Callable[[Any, Any], Awaitable[Any]]], ...] = (
+            ("LoadEntity", pb.LoadEntityRequest, service.load_entity),
+            ("ReadLog", pb.ReadLogRequest, service.read_log),
+            ("VerifyLog", pb.VerifyLogRequest, service.verify_log),
+        )
+        for name, request, call in streams:
+            methods[name] = grpc.unary_stream_rpc_method_handler(
+                guarded(name, call), _reader(request), _encode
+            )
+        methods["AppendStream"] = grpc.stream_stream_rpc_method_handler(
+            guarded("AppendStream", service.append_stream),
+            _reader(pb.AppendStreamRequest),
+            _encode,
+        )
+        return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+
+def _encode(message: Any) -> bytes:
+    return message if isinstance(message, bytes) else message.SerializeToString()
+
+
+def _reader(kind: type[Message]) -> Callable[[bytes], Any]:
+    parse: Callable[[bytes], Message] = kind.FromString
+
+    def read(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except DecodeError:
+            return BadMessage(f"is not a {kind.DESCRIPTOR.full_name} (strings have to be UTF-8)")
+
+    return read
+
+
+def guarded(
+    name: str, call: Callable[[Any, Any], Awaitable[Any]]
+) -> Callable[[Any, Any], Awaitable[Any]]:
+    """``call`` with errors of the tree as google.rpc.Status, and counted."""
+    counters: dict[str, Any] = {}
+
+    def count(status: str) -> None:
+        counter = counters.get(status)
+        if counter is None:
+            counter = counters[status] = telemetry.rpcs.labels(name, status)
+        counter.inc()
+
+    async def handle(request: Any, context: Any) -> Any:
+        try:
+            if isinstance(request, BadMessage):
+                raise InvalidArgument("message", request.reason)
+            response = await call(request, context)
+        except EverstateError as error:
+            failure = error
+        except (grpc.aio.AbortError, grpc.aio.BaseError):
+            count("CANCELLED")
+            raise
+        except Exception:  # A bug of ours: the caller gets INTERNAL, the log the traceback.
+            log.exception("call failed", method=name)
+            failure = InternalError()
+        else:
+            count("OK")
+            return response
+        count(failure.code)
+        return await context.abort_with_status(
+            rpc_status.to_status(to_status(failure, DETAILS_BYTES))
+        )
+
+    return handle

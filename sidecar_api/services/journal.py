@@ -1,0 +1,352 @@
+"""`everstate.journal.v1.JournalService` on a `journal.store.StoreJournal`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import grpc
+
+from journal.model import LoadQuery
+from journal.preparation import PreparedAppend
+from journal.reader import check_page_size
+from journal.sequencer import Outcome
+from journal.store import OpenLog, StoreJournal
+from kernel import telemetry
+from kernel.errors import EverstateError, InvalidArgument
+from sidecar_api import convert
+from sidecar_api.errors import to_status
+from sidecar_api.generated import journal_pb2 as pb
+
+T = TypeVar("T")
+Context = Any  # grpc.aio.ServicerContext; its stubs know nothing of our messages
+
+STREAM_WINDOW_BYTES = 4_000_000
+"""What one AppendStream may have waiting, results that the client has not read included."""
+
+
+class JournalService:
+    """The calls of the service; `sidecar_api.server` registers them.
+
+    ``version`` and ``database_version`` are what GetServerInfo says.
+    """
+
+    def __init__(self, store: StoreJournal, version: str, database_version: str) -> None:
+        self._store = store
+        self._version = version
+        self._database_version = database_version
+        self._default_timeout = store.settings.default_timeout.total_seconds()
+        self._opened: dict[str, OpenLog] = {}
+        self._streams: set[AppendStream] = set()
+        self._draining = False
+
+    def drain(self) -> None:
+        """Append streams read no more: each ends after the results of what it holds."""
+        self._draining = True
+        for stream in self._streams:
+            stream.drain()
+
+    async def open_log(self, name: str, timeout: float | None = None) -> OpenLog:
+        """The log of a request, remembered by the name that the request used."""
+        opened = self._opened.get(name)
+        if opened is None:
+            opened = await self._store.open_log(name or "default", timeout)
+            self._opened[name] = opened
+        return opened
+
+    def opened(self, name: str) -> OpenLog | None:
+        """The log if it was met before."""
+        return self._opened.get(name)
+
+    def _timeout(self, context: Context) -> float:
+        remaining = context.time_remaining()
+        return self._default_timeout if remaining is None else max(0.0, float(remaining))
+
+    # Appends
+
+    async def append(self, request: pb.AppendRequest, context: Context) -> pb.AppendResponse:
+        prepared = self._store.preparer.prepare(request)
+        timeout = self._timeout(context)
+        opened = self._opened.get(request.log) or await self.open_log(request.log, timeout)
+        response = pb.AppendResponse()
+        convert.set_appended(response, await opened.sequencer.append(prepared, timeout))
+        return response
+
+    async def append_stream(self, requests: object, context: Context) -> None:
+        stream = AppendStream(self, self._store, context)
+        self._streams.add(stream)
+        try:
+            if not self._draining:
+                await stream.run()
+        finally:
+            self._streams.discard(stream)
+
+    # Reads
+
+    async def load_entity(self, request: pb.LoadEntityRequest, context: Context) -> None:
+        telemetry.reads.labels("LoadEntity").inc()
+        events = telemetry.events_read.labels("LoadEntity")
+        query = LoadQuery(
+            request.entity_type,
+            request.entity_id,
+            request.after_sequence,
+            request.to_sequence,
+            request.ignore_snapshot,
+        )
+        log = request.log or "default"
+        async for part in ahead(self._store.load_rows(log, query, self._timeout(context))):
+            response = pb.LoadEntityResponse()
+            if part.entity is not None:
+                response.entity.CopyFrom(convert.entity_message(part.entity))
+            if part.snapshot is not None:
+                response.snapshot.CopyFrom(convert.snapshot_message(part.snapshot))
+            convert.add_events(response.events, part.rows, self._store.names)
+            events.inc(len(part.rows))
+            await context.write(response)
+
+    async def read_log(self, request: pb.ReadLogRequest, context: Context) -> None:
+        telemetry.reads.labels("ReadLog").inc()
+        events = telemetry.events_read.labels("ReadLog")
+        query = convert.read_query(request)
+        names = self._store.names
+        batches = self._store.read_rows(request.log or "default", query, context.time_remaining())
+        async for batch in ahead(batches):
+            response = pb.ReadLogResponse(next_position=batch.next_position, head=batch.head)
+            convert.add_events(response.events, batch.rows, names)
+            for first, last in batch.removed:
+                response.removed.add(first=first, last=last)
+            events.inc(len(batch.rows))
+            encoded = response.SerializeToString()
+            # A slow reader must hold bytes only, not rows and messages too.
+            del response, batch
+            await context.write(encoded)
+
+    async def get_entity(self, request: pb.GetEntityRequest, context: Context) -> pb.Entity:
+        telemetry.reads.labels("GetEntity").inc()
+        entity = await self._store.get_entity(
+            request.log or "default",
+            request.entity_type,
+            request.entity_id,
+            timeout=timedelta(seconds=self._timeout(context)),
+        )
+        return convert.entity_message(entity)
+
+    async def list_entities(
+        self, request: pb.ListEntitiesRequest, context: Context
+    ) -> pb.ListEntitiesResponse:
+        telemetry.reads.labels("ListEntities").inc()
+        page = await self._store.list_entities(
+            request.log or "default",
+            request.entity_type,
+            request.id_prefix,
+            page_size=request.page_size,
+            page_token=request.page_token,
+            timeout=timedelta(seconds=self._timeout(context)),
+        )
+        return pb.ListEntitiesResponse(
+            entities=map(convert.entity_message, page.entities),
+            next_page_token=page.next_page_token,
+        )
+
+    # Logs
+
+    async def get_log(self, request: pb.GetLogRequest, context: Context) -> pb.Log:
+        info = await self._store.get_log(
+            request.log or "default", timeout=timedelta(seconds=self._timeout(context))
+        )
+        return convert.log_message(info)
+
+    async def list_logs(self, request: pb.ListLogsRequest, context: Context) -> pb.ListLogsResponse:
+        logs = await self._store.list_logs(timeout=timedelta(seconds=self._timeout(context)))
+        size = check_page_size(request.page_size)
+        later = [info for info in logs if info.log > request.page_token]
+        page = later[:size]
+        return pb.ListLogsResponse(
+            logs=map(convert.log_message, page),
+            next_page_token=page[-1].log if len(later) > size else "",
+        )
+
+    async def create_log(self, request: pb.CreateLogRequest, context: Context) -> pb.Log:
+        info = await self._store.create_log(
+            request.log,
+            request.chunk_size,
+            timeout=timedelta(seconds=self._timeout(context)),
+        )
+        return convert.log_message(info)
+
+    async def get_position_at(
+        self, request: pb.GetPositionAtRequest, context: Context
+    ) -> pb.GetPositionAtResponse:
+        position, head = await self._store.position_at(
+            request.log or "default",
+            request.time_us,
+            timeout=timedelta(seconds=self._timeout(context)),
+        )
+        return pb.GetPositionAtResponse(position=position, head=head)
+
+    async def verify_log(self, request: pb.VerifyLogRequest, context: Context) -> None:
+        remaining = context.time_remaining()
+        async for progress in self._store.verify(
+            request.log or "default",
+            request.from_position,
+            request.to_position,
+            timeout=None if remaining is None else timedelta(seconds=max(0.001, remaining)),
+        ):
+            await context.write(convert.verify_message(progress))
+
+    async def get_server_info(
+        self, request: pb.GetServerInfoRequest, context: Context
+    ) -> pb.ServerInfo:
+        settings = self._store.settings
+        return pb.ServerInfo(
+            version=self._version,
+            limits=convert.limits_message(settings.limits),
+            append_id_window_s=int(settings.append_id_window.total_seconds()),
+            database_version=self._database_version,
+        )
+
+
+async def ahead(items: AsyncIterator[T]) -> AsyncIterator[T]:
+    """``items``, with the next one fetched while the present one is being used."""
+    iterator = aiter(items)
+    following: asyncio.Task[T] = asyncio.ensure_future(anext(iterator))  # type: ignore[arg-type]
+    try:
+        while True:
+            try:
+                item = await following
+            except StopAsyncIteration:
+                return
+            following = asyncio.ensure_future(anext(iterator))  # type: ignore[arg-type]
+            yield item
+            del item
+    finally:
+        following.cancel()
+        with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration, EverstateError):
+            await following
+
+
+class AppendStream:
+    """One AppendStream call: reads appends while its window has room, writes results as they come.
+
+    Results that arrive while a write is under way go out together in the next message. The window
+    counts an append until the client's transport took its result, so a client that floods and never
+    reads holds no more than the window.
+    """
+
+    __slots__ = (
+        "_changed", "_context", "_drained", "_ended", "_held", "_in_flight", "_reader", "_results",
+        "_service", "_store", "_unsent",
+    )  # fmt: skip
+
+    def __init__(self, service: JournalService, store: StoreJournal, context: Context) -> None:
+        self._service = service
+        self._store = store
+        self._context = context
+        self._results = pb.AppendStreamResponse()
+        self._unsent = 0  # bytes of window that the results waiting here free when they are sent
+        self._held = 0
+        self._in_flight = 0
+        self._ended = False
+        self._drained = False
+        self._changed = asyncio.Event()
+        self._reader: asyncio.Task[None] | None = None
+
+    def drain(self) -> None:
+        """Reads no more; ends after the results of what was read."""
+        self._drained = True
+        if self._reader is not None:
+            self._reader.cancel()
+
+    async def run(self) -> None:
+        """Serves the stream until the client half-closes, goes away, or `drain` is called."""
+        self._reader = asyncio.create_task(self._read())
+        try:
+            await self._write()
+            if self._reader.done() and not self._reader.cancelled():
+                self._reader.result()
+        finally:
+            self._reader.cancel()
+            with contextlib.suppress(asyncio.CancelledError, EverstateError, grpc.RpcError):
+                await self._reader
+
+    # The waiter of the sequencer
+
+    def done(self, append: PreparedAppend, outcome: Outcome) -> None:
+        """Adds a result to the next message."""
+        result = self._results.results.add(id=append.tag)
+        if isinstance(outcome, EverstateError):
+            result.error.CopyFrom(to_status(outcome))
+        else:
+            convert.set_appended(result.appended, outcome)
+        self._unsent += append.held_bytes
+        self._in_flight -= 1
+
+    def flush(self) -> None:
+        """Wakes the writer."""
+        self._changed.set()
+
+    async def _read(self) -> None:
+        read = self._context.read
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                request = await read()
+                if request is grpc.aio.EOF:
+                    return
+                if isinstance(request, BadMessage):
+                    raise InvalidArgument("message", request.reason)
+                now = loop.time()
+                for item in request.appends:
+                    if self._held > STREAM_WINDOW_BYTES:
+                        await self._window()
+                    await self._submit(item, now)
+        finally:
+            self._ended = True
+            self._changed.set()
+
+    async def _window(self) -> None:
+        while self._held > STREAM_WINDOW_BYTES:
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def _submit(self, item: pb.IdentifiedAppend, now: float) -> None:
+        request = item.append
+        try:
+            prepared = self._store.preparer.prepare(request)
+            opened = self._service.opened(request.log) or await self._service.open_log(request.log)
+            timeout = item.timeout_ms / 1000 if item.timeout_ms else self._service._default_timeout  # noqa: SLF001
+            if opened.sequencer.crowded:
+                await opened.sequencer.room()
+            opened.sequencer.submit(prepared, self, item.id, now + timeout)
+        except EverstateError as error:
+            self._results.results.add(id=item.id).error.CopyFrom(to_status(error))
+            self._changed.set()
+            return
+        self._held += prepared.held_bytes
+        self._in_flight += 1
+
+    async def _write(self) -> None:
+        while True:
+            if not self._results.results:
+                if self._ended and self._in_flight == 0:
+                    return
+                self._changed.clear()
+                await self._changed.wait()
+                continue
+            response, freed = self._results, self._unsent
+            self._results, self._unsent = pb.AppendStreamResponse(), 0
+            await self._context.write(response)
+            self._held -= freed
+            self._changed.set()
+
+
+class BadMessage:
+    """Stands for a request that is not a message of its type."""
+
+    __slots__ = ("reason",)
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason

@@ -1,0 +1,386 @@
+"""`everstate dev` as a process, with stand-ins for its children where their behaviour matters."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from everstate.commands.dev import masked
+from everstate.lifecycle import free_port, is_port_busy
+from kernel.devdb_host import servers_of
+
+ROOT = Path(__file__).parents[2]
+
+DRIVER = """
+import os, sys
+from everstate.commands.dev import Programs, run
+python = [sys.executable, "-c"]
+migrate, serve, *options = sys.argv[1:]
+programs = Programs([*python, migrate], [*python, serve])
+sys.exit(run(os.environ, sample=not options, programs=programs))
+"""
+
+MIGRATE = 'print("migrated")'
+
+SERVE = """
+import json, os, signal, sys, threading
+stop = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: stop.set())
+print("pid", os.getpid())
+grpc, metrics = os.environ["EVERSTATE_GRPC_PORT"], os.environ["EVERSTATE_METRICS_PORT"]
+said = {"grpc": f"127.0.0.1:{grpc}", "metrics": f"http://127.0.0.1:{metrics}"}
+os.write(int(sys.argv[sys.argv.index("--ready-fd") + 1]), json.dumps(said).encode() + b"\\n")
+stop.wait()
+print("bye")
+"""
+
+
+@dataclass
+class Dev:
+    """A running `everstate dev` and the lines that it has said."""
+
+    process: subprocess.Popen[str]
+    lines: list[str] = field(default_factory=list)
+
+    def until(self, pattern: str) -> re.Match[str]:
+        """Read lines until one matches; the test's timeout bounds it."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip("\n"))
+            if found := re.search(pattern, line):
+                return found
+        raise AssertionError(f"no line like {pattern!r} in {self.lines}, {self.error()}")
+
+    def error(self) -> str:
+        assert self.process.stderr is not None
+        return self.process.stderr.read()
+
+    def end(self, number: signal.Signals | None = None) -> int:
+        if number is not None:
+            self.process.send_signal(number)
+        assert self.process.stdout is not None
+        self.lines += self.process.stdout.read().splitlines()
+        return self.process.wait()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "dev"
+
+
+class Starter:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.running: list[Dev] = []
+
+    def __call__(
+        self, migrate: str = MIGRATE, serve: str = SERVE, *options: str, **env: str
+    ) -> Dev:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("EVERSTATE_")}
+        process = subprocess.Popen(
+            [sys.executable, "-c", DRIVER, textwrap.dedent(migrate), serve, *options],
+            env={**kept, "EVERSTATE_DEV_DIR": str(self.folder), **env},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.running.append(Dev(process))
+        return self.running[-1]
+
+
+@pytest.fixture
+def start(folder: Path) -> Iterator[Starter]:
+    starter = Starter(folder)
+    yield starter
+    for dev in starter.running:
+        with dev.process:
+            dev.process.kill()
+
+
+def refusal(dev: Dev) -> tuple[int, list[str]]:
+    code = dev.end()
+    lines = dev.error().splitlines()
+    assert not any("Traceback" in line for line in lines), lines
+    return code, lines
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_it_starts_all_says_where_and_stops_in_reverse_order(start: Starter, folder: Path) -> None:
+    dev = start()
+    dev.until("Ctrl-C stops")
+    postgresql = next(line for line in dev.lines if line.startswith("postgresql"))
+    dsn = f"postgresql://everstate@/everstate?host={folder}/postgresql.run&port=5432"
+    assert postgresql == f"postgresql  ready  {dsn}"
+    assert "migrate | migrated" in dev.lines
+    node = next(line for line in dev.lines if line.startswith("node  "))
+    found = re.fullmatch(
+        r"node        ready  (everstate://127\.0\.0\.1:(\d+)/default)"
+        r"   metrics http://127\.0\.0\.1:(\d+)/metrics",
+        node,
+    )
+    assert found is not None
+    assert any(line.strip().endswith("log verify") for line in dev.lines)
+
+    env_file = folder / "everstate.env"
+    assert env_file.stat().st_mode & 0o777 == 0o600
+    assert folder.stat().st_mode & 0o777 == 0o700
+    shell = subprocess.run(
+        ["sh", "-c", '. "$1"; echo "$EVERSTATE_URL $EVERSTATE_DATABASE_URL"', "sh", env_file],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={},
+    )
+    assert shell.stdout == f"{found[1]} {dsn}\n"
+    with psycopg.connect(dsn) as connection:
+        connection.execute("CREATE TABLE things ()")
+
+    assert dev.end(signal.SIGINT) == 130
+    stops = [line for line in dev.lines if line.endswith(("stopped", "bye"))]
+    assert stops == ["node | bye", "node        stopped", "postgresql  stopped"]
+    assert dev.error() == ""
+    assert servers_of(folder / "postgresql") == set()
+
+    again = start()
+    again.until("Ctrl-C stops")
+    with psycopg.connect(dsn) as connection:
+        connection.execute("SELECT FROM things")
+    assert again.end(signal.SIGTERM) == 0
+
+
+def test_a_crashed_node_and_a_crashed_database_are_started_again(
+    start: Starter, folder: Path
+) -> None:
+    dev = start()
+    pid = int(dev.until(r"node \| pid (\d+)")[1])
+    dev.until("node .*ready")
+    os.kill(pid, signal.SIGKILL)
+    dev.until(r"node        stopped \(killed by SIGKILL\), starting it again in \d\.\d s")
+    assert int(dev.until(r"node \| pid (\d+)")[1]) != pid
+    dev.until("node .*ready")
+
+    postmaster = int((folder / "postgresql" / "postmaster.pid").read_text().split()[0])
+    os.kill(postmaster, signal.SIGKILL)
+    dev.until(r"postgresql  stopped \(killed by SIGKILL\), starting it again in \d\.\d s")
+    dev.until("postgresql  ready")
+    assert dev.end(signal.SIGINT) == 130
+
+
+def test_a_node_that_fails_again_and_again_is_tried_with_growing_pauses(
+    start: Starter, folder: Path
+) -> None:
+    once = f"""
+import os, pathlib
+flag = pathlib.Path({str(folder)!r}, "was-here")
+if flag.exists():
+    print("error: not now"); raise SystemExit(5)
+flag.touch()
+"""
+    dev = start(MIGRATE, once + SERVE)
+    os.kill(int(dev.until(r"node \| pid (\d+)")[1]), signal.SIGKILL)
+    pauses = [float(dev.until(r"again in (\d\.\d) s")[1]) for _ in range(4)]
+    assert pauses[3] > pauses[0]
+    assert "node | error: not now" in dev.lines
+    assert dev.end(signal.SIGTERM) == 0
+
+
+def test_nothing_is_left_when_the_supervisor_is_killed_and_the_next_start_works(
+    start: Starter,
+) -> None:
+    dev = start()
+    node = int(dev.until(r"node \| pid (\d+)")[1])
+    dev.until("Ctrl-C stops")
+    dev.process.kill()
+    dev.end()  # the end of the pipe: nobody who could write to it is alive
+    again = start()
+    again.until("Ctrl-C stops")
+    assert not alive(node)
+    assert again.end(signal.SIGINT) == 130
+
+
+def test_a_second_ctrl_c_stops_at_once(start: Starter) -> None:
+    deaf = SERVE.replace("lambda *_: stop.set()", 'lambda *_: print("no")')
+    dev = start(MIGRATE, deaf)
+    node = int(dev.until(r"node \| pid (\d+)")[1])
+    dev.until("Ctrl-C stops")
+    dev.process.send_signal(signal.SIGINT)
+    dev.until(r"node \| no")
+    assert dev.end(signal.SIGINT) == 130
+    again = start()  # waits for whatever is still on its way down
+    again.until("Ctrl-C stops")
+    assert not alive(node)
+    assert again.end(signal.SIGINT) == 130
+
+
+def test_ctrl_c_during_the_start_stops_cleanly(start: Starter, folder: Path) -> None:
+    dev = start("import time; print('slow', flush=True); time.sleep(60)")
+    dev.until("slow")
+    assert dev.end(signal.SIGINT) == 130
+    assert dev.error() == ""
+    assert servers_of(folder / "postgresql") == set()
+
+
+@pytest.mark.parametrize("child", ["migrate", "serve"])
+def test_a_child_that_refuses_at_the_first_start_ends_all_with_its_sentence_and_code(
+    start: Starter, child: str
+) -> None:
+    refuse = """
+import sys
+print("working")
+print("error: the server is PostgreSQL 12", file=sys.stderr)
+print("hint: use PostgreSQL 15, 16, 17 or 18", file=sys.stderr)
+sys.exit(4)
+"""
+    dev = start(**{"migrate": MIGRATE, "serve": SERVE} | {child: refuse})
+    code, said = refusal(dev)
+    assert code == 4
+    assert said == [
+        "error: the server is PostgreSQL 12",
+        "hint: use PostgreSQL 15, 16, 17 or 18",
+    ]
+    assert any(line.endswith("| working") for line in dev.lines)
+    assert dev.lines[-1] == "postgresql  stopped"
+
+
+def test_a_child_that_crashes_at_the_first_start_ends_all(start: Starter) -> None:
+    dev = start("import os; os.abort()")
+    code, said = refusal(dev)
+    assert code == 1
+    assert said == [
+        "error: migrate ended before it was ready (killed by SIGABRT); its lines are above"
+    ]
+
+
+def test_a_second_supervisor_is_refused_with_the_pid_of_the_first(start: Starter) -> None:
+    first = start()
+    first.until("Ctrl-C stops")
+    code, said = refusal(start())
+    assert code == 4
+    assert f"another everstate dev (pid {first.process.pid}) is running on" in said[0]
+    assert first.end(signal.SIGTERM) == 0
+
+
+def test_a_folder_of_something_else_is_refused_and_left_alone(start: Starter, folder: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o755)
+    (folder / "thesis.tex").touch()
+    code, said = refusal(start())
+    assert code == 2
+    assert said[0] == f"error: {folder} is not empty and was not made by everstate dev"
+    assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
+    assert folder.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_file_in_place_of_the_folder_is_refused(start: Starter, folder: Path) -> None:
+    folder.touch()
+    assert refusal(start())[0] == 2
+
+
+def test_a_port_that_was_set_and_is_busy_is_refused(start: Starter, folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, said = refusal(start(EVERSTATE_GRPC_PORT=str(port)))
+    assert code == 4
+    assert said[0] == f"error: EVERSTATE_GRPC_PORT: the port {port} is busy"
+    assert not (folder / "postgresql").exists()
+
+
+def test_ports_that_were_set_are_taken_and_nonsense_is_refused(start: Starter) -> None:
+    grpc = free_port("127.0.0.1")
+    metrics = free_port("127.0.0.1", [grpc])
+    dev = start(EVERSTATE_GRPC_PORT=str(grpc), EVERSTATE_METRICS_PORT=str(metrics))
+    dev.until(f"127.0.0.1:{grpc}/default   metrics http://127.0.0.1:{metrics}/metrics")
+    assert dev.end(signal.SIGTERM) == 0
+    for nonsense in ("7400x", "65536", "-1"):
+        assert refusal(start(EVERSTATE_GRPC_PORT=nonsense))[0] == 2
+    assert refusal(start(EVERSTATE_GRPC_PORT=str(grpc), EVERSTATE_METRICS_PORT=str(grpc)))[0] == 2
+
+
+def test_a_default_port_that_is_busy_is_replaced_by_a_free_one(start: Starter) -> None:
+    # Somebody else's server on 7400 serves the purpose as well as ours.
+    taken = None if is_port_busy("127.0.0.1", 7400) else socket.create_server(("127.0.0.1", 7400))
+    try:
+        dev = start()
+        port = dev.until(r"the port 7400 is busy, taking (\d+)")[1]
+        dev.until(f"everstate://127.0.0.1:{port}/default")
+        assert dev.end(signal.SIGTERM) == 0
+    finally:
+        if taken is not None:
+            taken.close()
+
+
+def test_a_database_of_ones_own_is_used_and_its_password_never_shown(
+    start: Starter, folder: Path
+) -> None:
+    url = "postgresql://me:s3cret-word@127.0.0.1:1/db"
+    migrate = f"import os; print(os.environ['EVERSTATE_DATABASE_URL'] == {url!r})"
+    migrate = migrate.replace("s3cret-word", "s3cret' + '-word")
+    dev = start(migrate, EVERSTATE_DATABASE_URL=url)
+    dev.until("Ctrl-C stops")
+    assert "migrate | True" in dev.lines
+    assert "postgresql  ready  postgresql://me:***@127.0.0.1:1/db" in dev.lines
+    arguments = b"".join(
+        path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()
+    )
+    assert b"s3cret-word" not in arguments
+    assert dev.end(signal.SIGTERM) == 0
+    assert "s3cret-word" not in "\n".join(dev.lines) + dev.error()
+    assert not (folder / "postgresql").exists()
+    assert "s3cret-word" in (folder / "everstate.env").read_text()
+
+
+def test_no_sample_offers_no_import(start: Starter) -> None:
+    dev = start(MIGRATE, SERVE, "--no-sample")
+    dev.until("Ctrl-C stops")
+    assert not any(" import " in line for line in dev.lines)
+    assert dev.end(signal.SIGTERM) == 0
+
+
+def test_a_broken_cluster_is_reported_in_a_sentence(start: Starter, folder: Path) -> None:
+    (folder / "postgresql").mkdir(parents=True)
+    (folder / "postgresql" / "PG_VERSION").write_text("18\n")
+    (folder / "everstate-dev.json").write_text(json.dumps({"format": 1}))
+    code, said = refusal(start())
+    assert code == 4
+    assert "not a complete PostgreSQL cluster" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://u:p@h/db", "postgresql://u:***@h/db"),
+        ("postgresql://u:p@x@h/db", "postgresql://u:***@h/db"),
+        ("postgresql://u:p@h1:1,h2:2/db", "postgresql://u:***@h1:1,h2:2/db"),
+        (
+            "postgresql:///db?user=u&password=p&port=1",
+            "postgresql:///db?user=u&password=***&port=1",
+        ),
+        ("host=h password='p p' user=u", "host=h password=*** user=u"),
+        ("postgresql://u@/db?host=/run", "postgresql://u@/db?host=/run"),
+        *(
+            (f"postgresql://u:p{mark}p@h/db", "the database of EVERSTATE_DATABASE_URL")
+            for mark in "/?#"
+        ),
+    ],
+)
+def test_passwords_are_masked(url: str, shown: str) -> None:
+    assert masked(url) == shown
