@@ -1,7 +1,7 @@
 """The command line: one application, one place where errors become sentences and exit codes.
 
-Exit codes: 0 done · 1 negative finding · 2 usage or bad input · 3 not found · 4 refused or conflict ·
-5 unreachable · 6 deadline · 130 interrupted.
+Exit codes: 0 done · 1 negative finding · 2 usage or bad input · 3 not found · 4 refused or
+conflict · 5 unreachable · 6 deadline · 130 interrupted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Wiring of a journal node: database, store, gRPC server, health; checked before anything listens."""
+"""Wiring of a journal node: database, store, gRPC server, health; checked before it serves."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ async def check_database(database: db.Database, *, lenient: bool) -> db.ServerFa
     """Refuses a server or schema this program must not work with.
 
     Raises:
-        UnsupportedServer, UnsafeServer: see `kernel.database.check_server`; ``lenient`` only warns of
-            the latter.
+        UnsupportedServer, UnsafeServer: see `kernel.database.check_server`; ``lenient`` only
+            warns of the latter.
         SchemaMismatch: the schema is missing, older or newer.
 
     """

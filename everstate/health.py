@@ -58,7 +58,7 @@ def application(ready: Ready, refresh: Callable[[], None]) -> Callable[..., Awai
             return 200, b"ready\n", b"text/plain"
         return 404, b"there are /metrics, /healthz, /readyz\n", b"text/plain"
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
+    async def app(scope: Any, _receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return
         status, body, content_type = await answer(scope["path"])

@@ -56,7 +56,7 @@ class Server:
     describe: Callable[[Mapping[str, str]], str]
 
 
-class StartFailed(Exception):  # noqa: N818 - it never leaves the commands
+class StartFailed(Exception):
     """A child ended, or was not ready in time, at the first start; the sentences say why."""
 
     def __init__(self, code: int, sentences: Sequence[str]) -> None:
@@ -65,7 +65,7 @@ class StartFailed(Exception):  # noqa: N818 - it never leaves the commands
         self.sentences = tuple(sentences)
 
 
-class _Asked(Exception):  # noqa: N818 - a way out of the start, not an error
+class _Asked(Exception):
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(number)
         self.number = number

@@ -18,7 +18,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Self
 
 import orjson
 
@@ -57,8 +57,9 @@ MAX_LINE_BYTES = 8_000_000
 _TEXTS = ("correlation_id", "causation_id", "traceparent", "subject")
 _KEYS = frozenset(
     (
-        "entity_type", "entity_id", "type", "data", "payload_base64", "time", "event_id", "sequence",
-        "metadata", "content_type", "schema_version", "position", "recorded_at", *_TEXTS,
+        "entity_type", "entity_id", "type", "data", "payload_base64", "time", "event_id",
+        "sequence", "metadata", "content_type", "schema_version", "position", "recorded_at",
+        *_TEXTS,
     )
 )  # fmt: skip
 
@@ -157,7 +158,10 @@ class Parser:
             metadata_json=orjson.dumps(metadata).decode() if metadata else "",
             client_time_us=clock.parse_us("time", row["time"]) if "time" in row else 0,
             schema_version=_whole(row, "schema_version"),
-            **{name: _text(row, name, "") for name in _TEXTS},
+            correlation_id=_text(row, "correlation_id", ""),
+            causation_id=_text(row, "causation_id", ""),
+            traceparent=_text(row, "traceparent", ""),
+            subject=_text(row, "subject", ""),
         )
 
 
@@ -227,7 +231,7 @@ class _Skipped:
         self._file: IO[bytes] | None = None
         self.count = 0
 
-    def __enter__(self) -> _Skipped:
+    def __enter__(self) -> Self:
         if self._path is not None:
             try:
                 self._file = self._path.open("wb")
@@ -408,7 +412,7 @@ class Importer:
             if failed.actual < first - 1:
                 raise ForeignEvents(
                     *entity,
-                    f"the file goes on at sequence {first}, the log holds {failed.actual} of its events",
+                    f"the file goes on at sequence {first}, the log holds {failed.actual} events",
                 )
         missing = []
         for line in lines:
@@ -446,8 +450,8 @@ def _progress(total: int | None) -> Iterator[Any]:
     if not sys.stderr.isatty():
         yield lambda _: None
         return
-    from rich.console import Console
-    from rich.progress import Progress
+    from rich.console import Console  # noqa: PLC0415 - slow to load, and only for terminals
+    from rich.progress import Progress  # noqa: PLC0415
 
     progress: Progress
     with Progress(console=Console(stderr=True), transient=True) as progress:
@@ -472,7 +476,7 @@ def _sink(path: Path) -> Iterator[IO[bytes]]:
             if path.suffix == ".gz":
                 # No name and time inside: the same events give the same bytes.
                 packed = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0)
-                yield stack.enter_context(io.BufferedWriter(stack.enter_context(packed)))  # type: ignore[type-var]
+                yield stack.enter_context(io.BufferedWriter(stack.enter_context(packed)))
             else:
                 yield raw
         part.replace(path)

@@ -57,7 +57,8 @@ async def behind_locks(attempt: Callable[[], Awaitable[T]], timeout: float) -> T
 
 
 class Maintenance:
-    """Keeps `CHUNKS_AHEAD` chunks attached ahead of each log's head, and the days of append results.
+    """Keeps `CHUNKS_AHEAD` chunks attached ahead of each log's head, and the days of append
+    results.
 
     ``interval`` is the guarantee; `nudge` brings the next round forward.
     """
@@ -139,4 +140,4 @@ class Maintenance:
             except (Unavailable, DeadlineExceeded) as error:
                 log.warning("maintenance put off", reason=error.message)
             except EverstateError as error:
-                log.error("maintenance failed", reason=error.message, code=error.code)
+                log.exception("maintenance failed", reason=error.message, code=error.code)

@@ -1,12 +1,12 @@
 """Proof of a log: reads it and checks invariants 1–3 (ARCHITECTURE.md).
 
-1. Positions are first..head without a hole: the batch chain, and every position of a window counted.
-2. Each entity's sequence numbers have no hole: each event follows the event its ``prev_position``
-   names, and each head's figures equal those of its events.
+1. Positions are first..head without a hole: the batch chain, and every position of a window
+counted. 2. Each entity's sequence numbers have no hole: each event follows the event its
+   ``prev_position`` names, and each head's figures equal those of its events.
 3. Times never run backwards along positions.
 
-Windows are short statements; nothing is held between them. Appends may go on: what is proved ends at
-the head the proof began with.
+Windows are short statements; nothing is held between them. Appends may go on: what is proved ends
+at the head the proof began with.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ async def verify(
             for wrong in await ask("verify_entities", log_id, low, high, parts, part):
                 findings.add(
                     f"entity {wrong['entity_type']}/{wrong['entity_id']}: its head says "
-                    f"{wrong['event_count']} events up to sequence {wrong['last_seq']}, the log holds "
+                    f"{wrong['event_count']} events up to {wrong['last_seq']}, the log holds "
                     f"{wrong['events']} from {wrong['lo']} to {wrong['hi']}"
                 )
     yield VerifyProgress(

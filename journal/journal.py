@@ -1,7 +1,8 @@
 """The port of the journal: what every implementation promises.
 
 Three implementations pass the same conformance suite: `journal.store.StoreJournal` (PostgreSQL),
-`journal.memory.MemoryJournal` (the reference model) and `sidecar_api.client.Client` (gRPC to a node).
+`journal.memory.MemoryJournal` (the reference model) and `sidecar_api.client.Client` (gRPC to a
+node).
 """
 
 from __future__ import annotations

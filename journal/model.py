@@ -64,9 +64,9 @@ class NewSnapshot:
 class NewEvent:
     """An event to be appended.
 
-    ``entity`` is the index into the append's entities. ``event_id`` is a lower-case UUID; the server
-    makes one when it is empty, but then a retry cannot be recognised. ``metadata_json`` is a JSON
-    object or empty.
+    ``entity`` is the index into the append's entities. ``event_id`` is a lower-case UUID; the
+    server makes one when it is empty, but then a retry cannot be recognised. ``metadata_json`` is
+    a JSON object or empty.
     """
 
     type: str

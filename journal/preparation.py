@@ -1,8 +1,8 @@
 """From an append as a caller sends it to rows for the append function: the only place that checks.
 
 `Preparer.prepare` takes the dataclasses of `journal.model` or the protobuf messages of the same
-shape, so that the hot path builds nothing twice. What it accepts every implementation of the journal
-accepts; what it refuses has touched nothing.
+shape, so that the hot path builds nothing twice. What it accepts every implementation of the
+journal accepts; what it refuses has touched nothing.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ MODE_EXISTS: Final = -2
 MAX_SEQUENCE: Final = 2**62
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}").fullmatch
+_JSON_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000").search
 _LOG_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}").fullmatch
 
 EXTRA_KEYS: Final = (
@@ -40,7 +41,9 @@ TIME_KEY: Final = "$time"
 """Fields of an event that are stored inside its metadata, under keys that users cannot take."""
 
 EVENT_OVERHEAD_BYTES: Final = 700
-"""What a waiting event costs beside its payload: rows, strings, bookkeeping (measured, rounded up)."""
+"""What a waiting event costs beside its payload: rows, strings, bookkeeping (measured, rounded
+up).
+"""
 
 
 class ExpectedLike(Protocol):
@@ -60,10 +63,10 @@ class PreparedAppend:
     """A checked append.
 
     ``members``: (entity type, entity id, slice, mode, first sequence, events, bytes), in the order
-    of the append's entities. ``events``: (member index, 1-based place in the member, distance to the
-    member's event before or 0, event id, (type, content type, schema version), payload, metadata).
-    ``keys`` name what two appends of one batch must not share. ``retry_safe``: sending it again
-    cannot write it twice.
+    of the append's entities. ``events``: (member index, 1-based place in the member, distance to
+    the member's event before or 0, event id, (type, content type, schema version), payload,
+    metadata). ``keys`` name what two appends of one batch must not share. ``retry_safe``: sending
+    it again cannot write it twice.
     """
 
     members: list[MemberRow]
@@ -106,7 +109,9 @@ def check_text(name: str, text: str, limit: int, *, empty: bool = False) -> str:
 
 
 def check_entity(field_prefix: str, entity_type: str, entity_id: str, limits: Limits) -> None:
-    """Checks the name of an entity; errors name ``<prefix>entity_type`` or ``<prefix>entity_id``."""
+    """Checks the name of an entity; errors name ``<prefix>entity_type`` or
+    ``<prefix>entity_id``.
+    """
     check_text(f"{field_prefix}entity_type", entity_type, limits.entity_type_chars)
     if "/" in entity_type:
         raise InvalidArgument(f"{field_prefix}entity_type", "has a '/'")
@@ -318,7 +323,7 @@ class Preparer:
 
     def _metadata(self, i: int, event: Any) -> str | None:
         """The text that is stored: the user's object with the reserved keys spliced in."""
-        own = event.metadata_json
+        own: str = event.metadata_json
         extras: dict[str, str | int] | None = None
         if event.correlation_id or event.causation_id or event.traceparent or event.subject:
             extras = {}
@@ -337,12 +342,13 @@ class Preparer:
         if len(own) > self.limits.metadata_bytes or len(own.encode()) > self.limits.metadata_bytes:
             raise TooLarge(name, len(own.encode()), self.limits.metadata_bytes)
         try:
-            parsed = orjson.loads(own)
+            parsed: object = orjson.loads(own)
         except orjson.JSONDecodeError as error:
             raise InvalidArgument(name, f"is not JSON: {error.msg}") from None
         if not isinstance(parsed, dict):
             raise InvalidArgument(name, "is not a JSON object")
-        if "\\u0000" in own and "\0" in str(parsed):
+        # PostgreSQL's text holds no NUL, however it is written.
+        if "\\u0000" in own and _JSON_NUL(orjson.dumps(parsed)):
             raise InvalidArgument(name, "has a NUL character")
         for key in parsed:
             if key.startswith("$"):

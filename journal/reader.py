@@ -1,5 +1,5 @@
-"""Reads: short keyset statements, bounded in rows and bytes, so that no reader holds a chunk for long
-and no slow reader holds more than one small batch in memory.
+"""Reads: short keyset statements, bounded in rows and bytes, so that no reader holds a chunk for
+long and no slow reader holds more than one small batch in memory.
 """
 
 from __future__ import annotations

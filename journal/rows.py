@@ -84,8 +84,8 @@ class Names:
         return Event(
             position, sequence, self.entity_types[entity_type_id], entity_id, kind.name,
             kind.content_type, payload, str(event_id), clock.to_us(recorded_at), metadata,
-            schema_version=kind.schema_version, slice=part, previous_position=previous or 0, **extras,
-        )  # fmt: skip
+            schema_version=kind.schema_version, slice=part, previous_position=previous or 0,
+        **extras, )  # fmt: skip
 
 
 def split_metadata(stored: str | None) -> tuple[str, dict[str, Any]]:

@@ -51,7 +51,7 @@ _NOT_THE_BATCHS_FAULT = (Unavailable, DeadlineExceeded, ClockSkew, LogNotFound)
 class Waiter(Protocol):
     """Who gets outcomes: `done` once per append, then `flush` once per batch."""
 
-    def done(self, append: PreparedAppend, outcome: Outcome) -> None: ...
+    def done(self, append: PreparedAppend, outcome: Outcome, /) -> None: ...
     def flush(self) -> None: ...
 
 
@@ -59,9 +59,9 @@ class Waiter(Protocol):
 class SequencerSettings:
     """Bounds of a sequencer.
 
-    ``max_batch_events`` and ``max_batch_bytes`` bound one commit; ``max_held_bytes`` bounds all that
-    waits (payloads plus an estimate of what holding them costs). A second connection (``lanes``) is
-    used only while more than ``second_lane_events`` wait.
+    ``max_batch_events`` and ``max_batch_bytes`` bound one commit; ``max_held_bytes`` bounds all
+    that waits (payloads plus an estimate of what holding them costs). A second connection
+    (``lanes``) is used only while more than ``second_lane_events`` wait.
     """
 
     max_batch_events: int = 1_000
@@ -78,7 +78,7 @@ class _FutureWaiter:
     def __init__(self, future: asyncio.Future[Appended]) -> None:
         self.future = future
 
-    def done(self, append: PreparedAppend, outcome: Outcome) -> None:
+    def done(self, _append: PreparedAppend, outcome: Outcome) -> None:
         if self.future.done():
             return
         if isinstance(outcome, EverstateError):
@@ -92,8 +92,8 @@ class _FutureWaiter:
 class Sequencer:
     """Turns concurrent appends to one log into batches.
 
-    Not thread-safe: it belongs to one event loop. After `close` every waiting append has failed with
-    `Unavailable`; `drain` waits for those accepted so far.
+    Not thread-safe: it belongs to one event loop. After `close` every waiting append has failed
+    with `Unavailable`; `drain` waits for those accepted so far.
     """
 
     def __init__(self, execute: Execute, settings: SequencerSettings | None = None) -> None:
@@ -243,7 +243,8 @@ class Sequencer:
         except Exception:  # A bug of ours must not leave callers waiting for ever.
             log.exception("append batch failed", appends=len(batch))
             return batch, [InternalError()] * len(batch)
-        # The transaction was rolled back because of one of them: each alone, so that only that one fails.
+        # The transaction was rolled back because of one of them: each alone, so that only that one
+        # fails.
         outcomes: list[Outcome] = []
         for append in batch:
             _, outcome = await self._commit([append])

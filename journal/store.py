@@ -175,7 +175,9 @@ class StoreJournal:
     async def _ensure_types(
         self, batch: Sequence[PreparedAppend], timeout: float
     ) -> dict[int, Outcome]:
-        """Makes the batch's types known; outcomes, by index, of appends whose types are too many."""
+        """Makes the batch's types known; outcomes, by index, of appends whose types are too
+        many.
+        """
         names = self.names
         unknown_events = {e[4] for a in batch for e in a.events} - names.event_ids.keys()
         unknown_entities = {m[0] for a in batch for m in a.members} - names.entity_ids.keys()
@@ -423,7 +425,7 @@ class StoreJournal:
             yield progress
 
 
-class _NoChunk(Exception):  # noqa: N818 - a signal within this module, not an error
+class _NoChunk(Exception):
     """The log has no chunk for the next position."""
 
 

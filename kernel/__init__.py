@@ -1,1 +1,3 @@
-"""What every room may use: ids, clock, errors, database access, telemetry. It imports no other room."""
+"""What every room may use: ids, clock, errors, database access, telemetry. It imports no other
+room.
+"""

@@ -1,9 +1,9 @@
 """PostgreSQL: connections, deadlines, and what driver errors mean.
 
-Driver errors never leave a store: `driver_errors` turns them into the error tree. Deadlines reach the
-server: every connection carries a ``statement_timeout``, lowered (in steps, so that it is rarely
-sent) for callers that wait shorter; ``lock_timeout`` and ``idle_in_transaction_session_timeout``
-keep a frozen process from stopping a log.
+Driver errors never leave a store: `driver_errors` turns them into the error tree. Deadlines reach
+the server: every connection carries a ``statement_timeout``, lowered (in steps, so that it is
+rarely sent) for callers that wait shorter; ``lock_timeout`` and
+``idle_in_transaction_session_timeout`` keep a frozen process from stopping a log.
 """
 
 from __future__ import annotations
@@ -194,8 +194,8 @@ class Database:
         """Connects.
 
         Raises:
-            ConfigurationError: the URL or the schema's name is wrong, or the server refuses the role.
-            Unavailable: the server cannot be reached.
+            ConfigurationError: the URL or the schema's name is wrong, or the server refuses the
+            role. Unavailable: the server cannot be reached.
 
         """
         check_schema_name(settings.schema)

@@ -115,8 +115,8 @@ class DevDatabase:
         _run_as: RunAs = "auto",
         _guard: bool | None = None,
     ) -> None:
-        # abspath and not resolve: a link in the path is the user's choice and may be the shorter.
-        self.data_dir = Path(os.path.abspath(data_dir))
+        # absolute and not resolve: a link in the path is the user's choice and may be the shorter.
+        self.data_dir = data_dir.absolute()
         self.settings = {**DEFAULT_SETTINGS, **(settings or {})}
         self.socket_dir = socket_dir_for(self.data_dir) if socket_dir is None else socket_dir
         self._throw_socket_dir = (

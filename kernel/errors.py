@@ -1,8 +1,8 @@
 """The one error tree of Everstate.
 
 Every failure that crosses a room's border is a class of this module. A class knows its stable
-``code``, whether the same call may simply be sent again (``retryable``), and a ``hint`` that tells a
-tired reader what to do next. `sidecar_api.errors` maps each class once to a gRPC status, the HTTP
+``code``, whether the same call may simply be sent again (``retryable``), and a ``hint`` that tells
+a tired reader what to do next. `sidecar_api.errors` maps each class once to a gRPC status, the HTTP
 API maps it once to problem+json, and the CLI maps it to an exit code; house tests fail on a class
 that any of them forgot. Driver errors never leave a ``store`` or `kernel.database`.
 
@@ -241,7 +241,9 @@ class OutcomeUnknown(Unavailable):
 
 
 class ClockSkew(EverstateError):
-    """The clocks of the node and of the database differ by more than is safe; nothing was written."""
+    """The clocks of the node and of the database differ by more than is safe; nothing was
+    written.
+    """
 
     code = "CLOCK_SKEW"
     hint = "set both clocks by NTP; recorded_at never goes backwards, so a wrong clock would stay"

@@ -1,1 +1,3 @@
-"""The schema: Alembic migrations whose SQL is in ``sql/``. Nothing imports this room but Alembic."""
+"""The schema: Alembic migrations whose SQL is in ``sql/``. Nothing imports this room but
+Alembic.
+"""

@@ -1,1 +1,3 @@
-"""One module a command, each with ``register(app)``; what a command needs it imports when it runs."""
+"""One module a command, each with ``register(app)``; a command imports what it needs when it
+runs.
+"""

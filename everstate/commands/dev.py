@@ -56,7 +56,7 @@ class Programs:
     serve: Sequence[str] = (sys.executable, "-P", "-m", "everstate", "serve")
 
 
-class _Refused(Exception):  # noqa: N818 - a message for the terminal, caught in `run`
+class _Refused(Exception):
     def __init__(self, code: int, message: str, hint: str) -> None:
         super().__init__(message)
         self.code = code
@@ -86,7 +86,7 @@ def dev(
 
 def run(env: Mapping[str, str], *, sample: bool, programs: Programs | None = None) -> int:
     """Do what `dev` does; returns the exit code. Failures are sentences on stderr."""
-    folder = Path(os.path.abspath(env.get("EVERSTATE_DEV_DIR") or ".everstate"))
+    folder = Path(env.get("EVERSTATE_DEV_DIR") or ".everstate").absolute()
     database: DevDatabase | None = None
     try:
         with _claimed(folder):
@@ -273,7 +273,7 @@ def _next_steps(env: Mapping[str, str], sample: bool) -> list[str]:
     command = _command()
     lines = ["", "Try, in another terminal:"]
     if folder := env.get("EVERSTATE_DEV_DIR"):
-        lines.append(f"  export EVERSTATE_DEV_DIR={shlex.quote(os.path.abspath(folder))}")
+        lines.append(f"  export EVERSTATE_DEV_DIR={shlex.quote(str(Path(folder).absolute()))}")
     path = Path(__file__).parents[2] / _SAMPLE
     if sample and path.is_file():
         lines.append(f"  {command} import {shlex.quote(_near(path))}")

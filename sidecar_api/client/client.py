@@ -278,7 +278,9 @@ class Client:
     async def create_log(
         self, log: str, chunk_size: int = 0, *, timeout: timedelta | None = None
     ) -> LogInfo:
-        """See `journal.journal.Journal.create_log`. Not retried: a second try would find the first."""
+        """See `journal.journal.Journal.create_log`. Not retried: a second try would find the
+        first.
+        """
         request = _build(pb.CreateLogRequest, log=log, chunk_size=chunk_size)
         return messages.to_log(
             await self._call("CreateLog", pb.Log, request, timeout, retried=False)

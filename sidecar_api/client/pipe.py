@@ -45,8 +45,8 @@ class Waiting:
 
 
 class AppendPipe:
-    """See the module. ``open_stream`` makes a new AppendStream call; ``max_bytes`` bounds what waits:
-    callers beyond it wait in `append` until there is room, or their deadline.
+    """See the module. ``open_stream`` makes a new AppendStream call; ``max_bytes`` bounds what
+    waits: callers beyond it wait in `append` until there is room, or their deadline.
     """
 
     def __init__(self, open_stream: Callable[[], Any], max_bytes: int, retry_for: float) -> None:
@@ -267,5 +267,5 @@ class AppendPipe:
             self._wake.set()
 
 
-class _Ended(Exception):  # noqa: N818 - a signal within this module
+class _Ended(Exception):
     """The node ended a stream that had given results."""

@@ -75,7 +75,7 @@ class JournalService:
         convert.set_appended(response, await opened.sequencer.append(prepared, timeout))
         return response
 
-    async def append_stream(self, requests: object, context: Context) -> None:
+    async def append_stream(self, _requests: object, context: Context) -> None:
         stream = AppendStream(self, self._store, context)
         self._streams.add(stream)
         try:
@@ -198,7 +198,7 @@ class JournalService:
             await context.write(convert.verify_message(progress))
 
     async def get_server_info(
-        self, request: pb.GetServerInfoRequest, context: Context
+        self, _request: pb.GetServerInfoRequest, _context: Context
     ) -> pb.ServerInfo:
         settings = self._store.settings
         return pb.ServerInfo(
@@ -212,14 +212,14 @@ class JournalService:
 async def ahead(items: AsyncIterator[T]) -> AsyncIterator[T]:
     """``items``, with the next one fetched while the present one is being used."""
     iterator = aiter(items)
-    following: asyncio.Task[T] = asyncio.ensure_future(anext(iterator))  # type: ignore[arg-type]
+    following = asyncio.ensure_future(anext(iterator))
     try:
         while True:
             try:
                 item = await following
             except StopAsyncIteration:
                 return
-            following = asyncio.ensure_future(anext(iterator))  # type: ignore[arg-type]
+            following = asyncio.ensure_future(anext(iterator))
             yield item
             del item
     finally:
