@@ -131,6 +131,8 @@ async def _serving(
             max_streams=settings.max_streams,
             max_calls=settings.max_calls,
             drain=drain,
+            tls_cert=settings.tls_cert,
+            tls_key=settings.tls_key,
         ),
         version=__version__,
         database_version=facts.version_text,

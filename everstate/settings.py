@@ -52,7 +52,7 @@ class NodeSettings(DatabaseChoice):
         48_000_000, ge=1_000_000, description="Most memory for appends that wait."
     )
     max_streams: int = Field(1_000, ge=1, description="Most calls of one connection at once.")
-    max_calls: int = Field(4_000, ge=1, description="Most calls of the node at once.")
+    max_calls: int = Field(1_000, ge=1, description="Most calls of the node at once.")
     drain_seconds: float = Field(10.0, ge=0, description="How long calls may finish at a stop.")
     append_id_days: float = Field(
         2.0, gt=0, le=30, description="How long append ids are remembered."
@@ -60,6 +60,10 @@ class NodeSettings(DatabaseChoice):
     max_clock_skew_seconds: float = Field(
         60.0, gt=0, description="Appends are refused beyond this difference of clocks."
     )
+    tls_cert: Path | None = Field(
+        None, description="PEM file of the gRPC port's certificate chain."
+    )
+    tls_key: Path | None = Field(None, description="PEM file of its private key.")
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Log level.")
     log_json: bool = Field(True, description="Logs as JSON lines; else as text.")
     dev: bool = Field(False, description="Set by `everstate dev`: unsafe servers only warn.")

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import date, timedelta
 from typing import TypeVar
 
 import structlog
@@ -107,12 +107,13 @@ class Maintenance:
         if self._prepared_on != today:
             day = timedelta(days=1)
             statement = sql.load("journal", "prepare_append_results", database.schema)
+            oldest = today - self._window - 2 * day
             await behind_locks(
-                lambda: database.fetch(
-                    statement, today - day, today + 2 * day, today - self._window - 2 * day
-                ),
-                5,
+                lambda: database.fetch(statement, today - day, today + 2 * day, date.min), 5
             )
+            # Dropping a day needs a stronger lock than making one, and nobody waits for it.
+            with contextlib.suppress(Unavailable):
+                await behind_locks(lambda: database.fetch(statement, today, today - day, oldest), 1)
             self._prepared_on = today
         ahead = sql.load("journal", "chunks_ahead", database.schema)
         for log_id, name, count in await database.fetch(ahead):

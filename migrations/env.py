@@ -12,8 +12,11 @@ from typing import Any
 import asyncpg
 from alembic import context
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
+
+from kernel.database import translate
 
 config = context.config
 SCHEMA: str = config.attributes["schema"]
@@ -42,6 +45,10 @@ async def _online() -> None:
     try:
         async with engine.connect() as connection:
             await connection.run_sync(_migrate)
+    except DBAPIError as error:
+        # SQLAlchemy's error, its dialect's, the driver's: what happened is in the last one.
+        cause = error.orig.__cause__ if error.orig is not None else None
+        raise translate(cause or error) from error
     finally:
         await engine.dispose()
 

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -17,7 +18,13 @@ from grpc_status import rpc_status
 
 from journal.store import StoreJournal
 from kernel import telemetry
-from kernel.errors import AddressInUse, EverstateError, InternalError, InvalidArgument
+from kernel.errors import (
+    AddressInUse,
+    ConfigurationError,
+    EverstateError,
+    InternalError,
+    InvalidArgument,
+)
 from sidecar_api.errors import DETAILS_BYTES, to_status
 from sidecar_api.generated import journal_pb2 as pb
 from sidecar_api.services.journal import BadMessage, JournalService
@@ -32,14 +39,17 @@ class ServerSettings:
     """Where the node listens and what it accepts.
 
     ``max_streams`` bounds the calls of one connection, ``max_calls`` those of all (further ones get
-    RESOURCE_EXHAUSTED); ``drain`` is how long calls under way may take when it stops.
+    RESOURCE_EXHAUSTED); ``drain`` is how long calls under way may take when it stops. With
+    ``tls_cert`` and ``tls_key`` (PEM files) it speaks TLS only.
     """
 
     host: str = "127.0.0.1"
     port: int = 7400
     max_streams: int = 1_000
-    max_calls: int = 4_000
+    max_calls: int = 1_000
     drain: timedelta = timedelta(seconds=10)
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
 
 
 class NodeServer:
@@ -82,11 +92,17 @@ class NodeServer:
 
         Raises:
             AddressInUse: the port is taken, or cannot be bound.
+        ConfigurationError: the TLS files cannot be used.
 
         """
         host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
         try:
-            self.port = self._server.add_insecure_port(f"{host}:{self._settings.port}")
+            address = f"{host}:{self._settings.port}"
+            credentials = self._credentials()
+            if credentials is None:
+                self.port = self._server.add_insecure_port(address)
+            else:
+                self.port = self._server.add_secure_port(address, credentials)
         except RuntimeError:
             self.port = 0
         if not self.port:
@@ -96,6 +112,19 @@ class NodeServer:
             )
         await self._server.start()
         await self.set_serving(True)
+
+    def _credentials(self) -> grpc.ServerCredentials | None:
+        cert, key = self._settings.tls_cert, self._settings.tls_key
+        if cert is None and key is None:
+            return None
+        if cert is None or key is None:
+            raise ConfigurationError("EVERSTATE_TLS_CERT and EVERSTATE_TLS_KEY go together")
+        try:
+            return grpc.ssl_server_credentials([(key.read_bytes(), cert.read_bytes())])
+        except OSError as error:
+            raise ConfigurationError(
+                f"EVERSTATE_TLS_CERT, EVERSTATE_TLS_KEY: {error.filename}: {error.strerror}"
+            ) from None
 
     async def set_serving(self, serving: bool) -> None:
         """What the health service answers."""

@@ -16,7 +16,7 @@ from journal.reader import check_page_size
 from journal.sequencer import Outcome
 from journal.store import OpenLog, StoreJournal
 from kernel import telemetry
-from kernel.errors import EverstateError, InvalidArgument
+from kernel.errors import DeadlineExceeded, EverstateError, InvalidArgument
 from sidecar_api import convert
 from sidecar_api.errors import to_status
 from sidecar_api.generated import journal_pb2 as pb
@@ -24,8 +24,27 @@ from sidecar_api.generated import journal_pb2 as pb
 T = TypeVar("T")
 Context = Any  # grpc.aio.ServicerContext; its stubs know nothing of our messages
 
-STREAM_WINDOW_BYTES = 4_000_000
+STREAM_WINDOW_BYTES = 2_000_000
 """What one AppendStream may have waiting, results that the client has not read included."""
+
+REFUSAL_BYTES = 1_000
+"""What a result that was refused before it was queued takes of the window."""
+
+STALLED_RESULTS_SECONDS, STALLED_READ_SECONDS = 60.0, 300.0
+"""How long a client may leave a message unread before its call is ended."""
+
+
+async def write(context: Context, message: Any, patience: float) -> None:
+    """Writes, waiting at most ``patience`` seconds for the client's transport to take the message.
+
+    Raises:
+        DeadlineExceeded: the client does not read.
+    """
+    try:
+        async with asyncio.timeout(patience):
+            await context.write(message)
+    except TimeoutError:
+        raise DeadlineExceeded(f"the client has read nothing for {patience:.0f} s") from None
 
 
 class JournalService:
@@ -105,7 +124,7 @@ class JournalService:
                 response.snapshot.CopyFrom(convert.snapshot_message(part.snapshot))
             convert.add_events(response.events, part.rows, self._store.names)
             events.inc(len(part.rows))
-            await context.write(response)
+            await write(context, response, STALLED_READ_SECONDS)
 
     async def read_log(self, request: pb.ReadLogRequest, context: Context) -> None:
         telemetry.reads.labels("ReadLog").inc()
@@ -122,7 +141,7 @@ class JournalService:
             encoded = response.SerializeToString()
             # A slow reader must hold bytes only, not rows and messages too.
             del response, batch
-            await context.write(encoded)
+            await write(context, encoded, STALLED_READ_SECONDS)
 
     async def get_entity(self, request: pb.GetEntityRequest, context: Context) -> pb.Entity:
         telemetry.reads.labels("GetEntity").inc()
@@ -195,7 +214,7 @@ class JournalService:
             request.to_position,
             timeout=None if remaining is None else timedelta(seconds=max(0.001, remaining)),
         ):
-            await context.write(convert.verify_message(progress))
+            await write(context, convert.verify_message(progress), STALLED_READ_SECONDS)
 
     async def get_server_info(
         self, _request: pb.GetServerInfoRequest, _context: Context
@@ -323,6 +342,8 @@ class AppendStream:
             opened.sequencer.submit(prepared, self, item.id, now + timeout)
         except EverstateError as error:
             self._results.results.add(id=item.id).error.CopyFrom(to_status(error))
+            self._held += REFUSAL_BYTES
+            self._unsent += REFUSAL_BYTES
             self._changed.set()
             return
         self._held += prepared.held_bytes
@@ -338,7 +359,7 @@ class AppendStream:
                 continue
             response, freed = self._results, self._unsent
             self._results, self._unsent = pb.AppendStreamResponse(), 0
-            await self._context.write(response)
+            await write(self._context, response, STALLED_RESULTS_SECONDS)
             self._held -= freed
             self._changed.set()
 
