@@ -17,22 +17,13 @@ import structlog
 
 from kernel import clock, sql, telemetry
 from kernel.database import Database
-from kernel.errors import DeadlineExceeded, EverstateError, InvalidArgument, Unavailable
+from kernel.errors import DeadlineExceeded, EverstateError, Unavailable
 
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
 CHUNKS_AHEAD = 2
-SMALLEST_CHUNK, LARGEST_CHUNK = 16, 1 << 30
-
-
-def check_chunk_size(size: int) -> None:
-    """Raises `InvalidArgument` for a chunk size out of range; 0 means the default."""
-    if size and not SMALLEST_CHUNK <= size <= LARGEST_CHUNK:
-        raise InvalidArgument(
-            "chunk_size", f"{size} is not within {SMALLEST_CHUNK}..{LARGEST_CHUNK}"
-        )
 
 
 async def behind_locks(attempt: Callable[[], Awaitable[T]], timeout: float) -> T:
@@ -107,9 +98,10 @@ class Maintenance:
         if self._prepared_on != today:
             day = timedelta(days=1)
             statement = sql.load("journal", "prepare_append_results", database.schema)
-            oldest = today - self._window - 2 * day
+            # An id as old as the window may fall into the day before it.
+            oldest = today - self._window - day
             await behind_locks(
-                lambda: database.fetch(statement, today - day, today + 2 * day, date.min), 5
+                lambda: database.fetch(statement, oldest, today + 2 * day, date.min), 5
             )
             # Dropping a day needs a stronger lock than making one, and nobody waits for it.
             with contextlib.suppress(Unavailable):

@@ -15,9 +15,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from journal.model import VerifyProgress, VerifyReport
+from journal.queries import check_verify
 from kernel import sql
 from kernel.database import Database
-from kernel.errors import InvalidArgument, OutOfRange
 
 WINDOW = 20_000
 ENTITIES_A_PART = 500_000
@@ -38,19 +38,6 @@ class Findings:
             self.words.append(words)
 
 
-def check_range(first: int, head: int, from_position: int, to_position: int) -> tuple[int, int]:
-    """The range to verify, inclusive. Raises `InvalidArgument`, `OutOfRange`."""
-    for name, value in (("from_position", from_position), ("to_position", to_position)):
-        if value < 0:
-            raise InvalidArgument(name, f"{value} is negative")
-        if value > head or 0 < value < first:
-            raise OutOfRange(value, first, head)
-    low, high = from_position or first, to_position or head
-    if low > high and to_position:
-        raise InvalidArgument("to_position", f"{to_position} is before from_position {low}")
-    return low, high
-
-
 async def verify(
     database: Database,
     log_id: int,
@@ -61,7 +48,7 @@ async def verify(
     timeout: float | None,
 ) -> AsyncIterator[VerifyProgress]:
     """Yields progress; the last item has the report."""
-    low, high = check_range(first, head, from_position, to_position)
+    low, high = check_verify(first, head, from_position, to_position)
     findings = Findings()
     events = holes = 0
 

@@ -5,22 +5,25 @@ long and no slow reader holds more than one small batch in memory.
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import orjson
-
 from journal.dictionary import Dictionary
 from journal.model import Entity, EntityPage, LoadQuery, ReadQuery, Snapshot
-from journal.preparation import check_text
+from journal.queries import (
+    check_from_position,
+    check_list,
+    check_load,
+    check_page_size,
+    check_read,
+    check_time,
+    page_token,
+)
 from journal.rows import EventRow, RowBatch
 from kernel import clock, sql
 from kernel.database import Database
-from kernel.errors import DeadlineExceeded, EntityNotFound, InvalidArgument, OutOfRange
-from kernel.ids import SLICES
+from kernel.errors import DeadlineExceeded, EntityNotFound
 
 BATCH_ROWS = 1_000
 BATCH_BYTES = 192 * 1024
@@ -28,7 +31,6 @@ BATCH_BYTES = 192 * 1024
 
 _FILTER_WINDOW, _MAX_FILTER_WINDOW = 4_000, 64_000
 _STATES = {0: "active", 1: "deleted", 2: "tombstoned"}
-MAX_PAGE = 1_000
 
 
 class LogRef(Protocol):
@@ -72,8 +74,7 @@ class Reader:
 
     async def position_at(self, log_id: int, time_us: int, head: int, timeout: float | None) -> int:
         """The first position recorded at or after a time, head + 1 when none is."""
-        if not -clock.MAX_MICROSECONDS <= time_us <= clock.MAX_MICROSECONDS:
-            raise InvalidArgument("time_us", "is out of range")
+        check_time(time_us)
         moment = clock.from_us(max(time_us, 0))
         rows = await self._fetch("position_at", log_id, moment, timeout=timeout)
         return rows[0][0] if rows else head + 1
@@ -125,8 +126,7 @@ class Reader:
         self, log_id: int, query: ReadQuery, first: int, head: int, left: _Clock
     ) -> tuple[int, int]:
         start = query.from_position
-        if start > head + 1 or 0 < start < first:
-            raise OutOfRange(start, first, head)
+        check_from_position(query, first, head)
         if query.backwards:
             low, high = query.to_position or first, min(start or head, head)
         else:
@@ -211,11 +211,7 @@ class Reader:
         """A page by type and id."""
         left = _Clock(timeout)
         size = check_page_size(size)
-        check_text("entity_type", entity_type, 255, empty=True)
-        check_text("id_prefix", prefix, 512, empty=True)
-        kind, after = _parse_token(token) if token else (entity_type, None)
-        if token and entity_type and kind != entity_type:
-            raise InvalidArgument("page_token", "belongs to another list")
+        kind, after = check_list(entity_type, prefix, token)
         found: list[Entity] = []
         while True:
             if kind:
@@ -226,7 +222,9 @@ class Reader:
                 found += [_entity(kind, row["entity_id"], row) for row in rows]
                 if len(found) > size:
                     last = found[size - 1]
-                    return EntityPage(tuple(found[:size]), _token(last.entity_type, last.entity_id))
+                    return EntityPage(
+                        tuple(found[:size]), page_token(last.entity_type, last.entity_id)
+                    )
             if entity_type:
                 return EntityPage(tuple(found))
             following = await self._fetch("entity_types", kind, 1, timeout=left())
@@ -256,42 +254,6 @@ class _Clock:
         return left
 
 
-def check_read(query: ReadQuery) -> None:
-    """Refuses what no log can answer. Raises `InvalidArgument`."""
-    for name in ("from_position", "to_position", "max_events"):
-        value = getattr(query, name)
-        if not 0 <= value < 2**63:
-            raise InvalidArgument(name, f"{value} is negative")
-    for name in ("from_time_us", "to_time_us"):
-        if not 0 <= getattr(query, name) <= clock.MAX_MICROSECONDS:
-            raise InvalidArgument(name, "is out of range")
-    for name in ("entity_types", "event_types", "slices"):
-        if len(getattr(query, name)) > 1_000:
-            raise InvalidArgument(name, "has more than 1000 items")
-    for i, kind in enumerate(query.entity_types):
-        check_text(f"entity_types[{i}]", kind, 255)
-    for i, kind in enumerate(query.event_types):
-        check_text(f"event_types[{i}]", kind, 255)
-    for i, (low, high) in enumerate(query.slices):
-        if not 0 <= low <= high < SLICES:
-            raise InvalidArgument(f"slices[{i}]", f"{low}..{high} is not within 0..{SLICES - 1}")
-
-
-def check_load(query: LoadQuery) -> None:
-    """Refuses impossible sequence numbers. Raises `InvalidArgument`."""
-    for name in ("after_sequence", "to_sequence"):
-        value = getattr(query, name)
-        if not 0 <= value < 2**63:
-            raise InvalidArgument(name, f"{value} is negative")
-
-
-def check_page_size(size: int) -> int:
-    """A page size, 100 for 0. Raises `InvalidArgument`."""
-    if not 0 <= size <= MAX_PAGE:
-        raise InvalidArgument("page_size", f"{size} is not within 1..{MAX_PAGE}")
-    return size or 100
-
-
 def _payload_bytes(rows: list[EventRow]) -> int:
     return sum(len(row[9]) for row in rows)
 
@@ -312,17 +274,3 @@ def _above(prefix: str) -> str | None:
             return prefix[:-1] + chr(0xE000 if code == 0xD800 else code)
         prefix = prefix[:-1]
     return None
-
-
-def _token(entity_type: str, entity_id: str) -> str:
-    return base64.urlsafe_b64encode(orjson.dumps([entity_type, entity_id])).decode()
-
-
-def _parse_token(token: str) -> tuple[str, str]:
-    try:
-        kind, after = orjson.loads(base64.urlsafe_b64decode(token.encode()))
-    except (ValueError, TypeError, binascii.Error):
-        raise InvalidArgument("page_token", "is not one this server made") from None
-    if not (isinstance(kind, str) and isinstance(after, str)):
-        raise InvalidArgument("page_token", "is not one this server made")
-    return kind, after

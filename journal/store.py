@@ -34,12 +34,12 @@ from journal.model import (
     VerifyProgress,
 )
 from journal.preparation import (
-    MODE_EXISTS,
     PreparedAppend,
     Preparer,
     check_entity,
     check_log_name,
 )
+from journal.queries import check_chunk_size, expected_of
 from journal.reader import LoadedRows, Reader
 from journal.rows import RowBatch, too_many_types
 from journal.sequencer import Outcome, Sequencer, SequencerSettings
@@ -385,7 +385,7 @@ class StoreJournal:
         if not log:
             raise InvalidArgument("log", "is empty")
         name = check_log_name(log)
-        chunks.check_chunk_size(chunk_size)
+        check_chunk_size(chunk_size)
         rows = await chunks.behind_locks(
             functools.partial(
                 self._fetch, "create_log", name, chunk_size or self.settings.chunk_size,
@@ -450,17 +450,11 @@ def _refusal(
     if deleted:
         return EntityDeleted(deleted)
     failures = tuple(
-        FailedCheck(m[0], m[1], _expected(m[3], m[4]), actual)
+        FailedCheck(m[0], m[1], expected_of(m, actual), actual)
         for m, v, actual in zip(members, verdicts, sequences, strict=True)
         if v in (WRONG_SEQUENCE, NO_SUCH_ENTITY)
     )
     return WrongExpectedState(failures) if failures else InternalError("a verdict without a reason")
-
-
-def _expected(mode: int, first_sequence: int) -> int | str:
-    if first_sequence:
-        return first_sequence - 1
-    return "exists" if mode == MODE_EXISTS else mode
 
 
 def _count(log_name: str, outcomes: Sequence[Outcome], written: int, head: int) -> None:

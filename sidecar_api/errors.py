@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
 
 from kernel import errors as e
 from sidecar_api.generated import journal_pb2 as pb
@@ -232,3 +233,14 @@ def from_code(code: int, message: str) -> e.EverstateError:
             return e.Unavailable(message)
         case _:
             return e.InternalError(message)
+
+
+def to_error(error: grpc.aio.AioRpcError) -> e.EverstateError:
+    """The error of the tree that a failed call stands for."""
+    try:
+        status = rpc_status.from_call(error)  # type: ignore[arg-type]  # has what it needs of a call
+    except ValueError:
+        status = None
+    if status is not None:
+        return from_status(status)
+    return from_code(error.code().value[0], error.details() or error.code().name)

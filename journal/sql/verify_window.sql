@@ -8,12 +8,12 @@ SELECT count(*) AS events, min(w.position) AS lo, max(w.position) AS hi,
   (array_agg(w.position ORDER BY w.position) FILTER (WHERE w.broken))[1:10] AS broken
 FROM (
   SELECT e.position, e.recorded_at, lag(e.recorded_at) OVER (ORDER BY e.position) AS previous_at,
-    CASE WHEN e.prev_position IS NULL THEN e.position <> n.first_position
+    CASE WHEN e.prev_position IS NULL THEN n.first_position IS DISTINCT FROM e.position
          WHEN e.prev_position < $4 THEN false
          ELSE p.position IS NULL END AS broken
   FROM everstate.events e
-  JOIN LATERAL (SELECT x.first_position FROM everstate.entities x
-    WHERE x.log_id = e.log_id AND x.type_id = e.entity_type_id AND x.entity_id = e.entity_id LIMIT 1) n ON true
+  LEFT JOIN LATERAL (SELECT x.first_position FROM everstate.entities x
+    WHERE e.prev_position IS NULL AND x.log_id = e.log_id AND x.type_id = e.entity_type_id AND x.entity_id = e.entity_id LIMIT 1) n ON true
   LEFT JOIN LATERAL (SELECT x.position FROM everstate.events x
     WHERE x.log_id = $1 AND x.position = e.prev_position AND x.position BETWEEN $4 AND e.position
       AND x.entity_key = e.entity_key AND x.seq = e.seq - 1 LIMIT 1) p ON true

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +13,6 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import grpc
-from grpc_status import rpc_status
 
 from journal.model import (
     ANY,
@@ -33,14 +33,13 @@ from journal.model import (
     VerifyProgress,
 )
 from kernel.errors import (
-    EverstateError,
     InvalidArgument,
     Unavailable,
 )
 from sidecar_api.client import messages
 from sidecar_api.client.pipe import AppendPipe
 from sidecar_api.client.target import Target
-from sidecar_api.errors import from_code, from_status
+from sidecar_api.errors import to_error
 from sidecar_api.generated import journal_pb2 as pb
 
 T = TypeVar("T")
@@ -177,15 +176,16 @@ class Client:
         begun = False
         while True:
             try:
-                async for part in self._streamed(
-                    "LoadEntity", pb.LoadEntityResponse, request, seconds
-                ):
-                    begun = True
-                    yield EntityPart(
-                        messages.to_entity(part.entity) if part.HasField("entity") else None,
-                        messages.to_snapshot(part.snapshot) if part.HasField("snapshot") else None,
-                        part.events,
-                    )
+                stream = self._streamed("LoadEntity", pb.LoadEntityResponse, request, seconds)
+                async with contextlib.aclosing(stream) as parts:
+                    async for part in parts:
+                        begun = True
+                        entity, snapshot = part.entity, part.snapshot
+                        yield EntityPart(
+                            messages.to_entity(entity) if part.HasField("entity") else None,
+                            messages.to_snapshot(snapshot) if part.HasField("snapshot") else None,
+                            part.events,
+                        )
             except Unavailable as error:
                 if begun or not await retry.pause():
                     raise error from None
@@ -207,17 +207,22 @@ class Client:
         """See `journal.journal.Journal.read`. Goes on where it was after a lost connection."""
         seconds = timeout.total_seconds() if timeout else None
         retry = _Retry(self.settings.retry_for.total_seconds())
-        messages.read_message(log, query)
+        finished = False
         while True:
             request = messages.read_message(log or self.target.log, query)
             try:
-                async for batch in self._streamed("ReadLog", pb.ReadLogResponse, request, seconds):
-                    retry.reset()
-                    removed = tuple((part.first, part.last) for part in batch.removed)
-                    count = len(batch.events)
-                    yield EventBatch(batch.events, batch.next_position, batch.head, removed)
-                    query = _remaining(query, batch.next_position, batch.head, count)
+                stream = self._streamed("ReadLog", pb.ReadLogResponse, request, seconds)
+                async with contextlib.aclosing(stream) as batches:
+                    async for batch in batches:
+                        retry.reset()
+                        removed = tuple((part.first, part.last) for part in batch.removed)
+                        count = len(batch.events)
+                        yield EventBatch(batch.events, batch.next_position, batch.head, removed)
+                        rest = _remaining(query, batch.next_position, batch.head, count)
+                        query, finished = rest or query, rest is None
             except Unavailable as error:
+                if finished:
+                    return
                 if not await retry.pause():
                     raise error from None
             else:
@@ -348,7 +353,7 @@ class Client:
 
     async def _streamed(
         self, name: str, response: type[Any], request: Any, timeout: float | None
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any, None]:
         make = self._stream.get(name)
         if make is None:
             make = self._stream[name] = self._channel.unary_stream(
@@ -367,17 +372,6 @@ class Client:
             call.cancel()
 
 
-def to_error(error: grpc.aio.AioRpcError) -> EverstateError:
-    """The error of the tree that a failed call stands for."""
-    try:
-        status = rpc_status.from_call(error)  # type: ignore[arg-type]  # has what it needs of a call
-    except ValueError:
-        status = None
-    if status is not None:
-        return from_status(status)
-    return from_code(error.code().value[0], error.details() or error.code().name)
-
-
 def _build(kind: Callable[..., T], **fields: object) -> T:
     try:
         return kind(**fields)
@@ -385,16 +379,22 @@ def _build(kind: Callable[..., T], **fields: object) -> T:
         raise InvalidArgument("request", f"cannot be sent: {error}") from None
 
 
-def _remaining(query: ReadQuery, next_position: int, head: int, count: int) -> ReadQuery:
-    """What is still to be read after a batch, so that a broken read goes on where it was.
+def _remaining(query: ReadQuery, next_position: int, head: int, count: int) -> ReadQuery | None:
+    """What is still to be read after a batch, so that a broken read goes on where it was; None:
+    nothing.
 
     A read ends at the head it began with, also after a break.
     """
+    to = query.to_position or (1 if query.backwards else head)
+    over = next_position < to if query.backwards else next_position > min(to, head)
+    left = query.max_events - count
+    if over or (query.max_events and left <= 0):
+        return None
     return replace(
         query,
         from_position=next_position,
-        to_position=query.to_position or (0 if query.backwards else head),
-        max_events=max(query.max_events - count, 0) if query.max_events else 0,
+        to_position=to,
+        max_events=left if query.max_events else 0,
     )
 
 

@@ -16,17 +16,23 @@ from typing import Any
 
 import grpc
 
+from journal.model import Limits
 from kernel.errors import (
+    Cancelled,
     DeadlineExceeded,
     EverstateError,
     OutcomeUnknown,
     Overloaded,
+    TooLarge,
     Unavailable,
 )
-from sidecar_api.errors import from_status
+from sidecar_api.errors import from_status, to_error
 from sidecar_api.generated import journal_pb2 as pb
 
 MESSAGE_BYTES = 1_000_000
+"""A message is sent when it has so much, though more may wait."""
+MAX_MESSAGE_BYTES = Limits().message_bytes - 1_000
+"""A larger one no node would take."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
 SWEEP_SECONDS = 0.05
 
@@ -63,6 +69,7 @@ class AppendPipe:
         self._task: asyncio.Task[None] | None = None
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
+        self._answered = False
 
     async def append(
         self, request: pb.AppendRequest, safe: bool, timeout: float
@@ -74,6 +81,8 @@ class AppendPipe:
         now = loop.time()
         deadline = now + timeout
         size = request.ByteSize() + 64
+        if size > MAX_MESSAGE_BYTES:
+            raise TooLarge("append", size, MAX_MESSAGE_BYTES)
         while self._bytes + size > self._max_bytes and self._bytes:
             self._room.clear()
             try:
@@ -141,46 +150,33 @@ class AppendPipe:
             if not self._queue:
                 self._wake.clear()
                 await self._wake.wait()
-            answered = False
-            try:
-                answered = await self._serve()
-            except EverstateError as error:
-                self._stream_broke(error)
-            except grpc.aio.AioRpcError as error:
-                answered = answered or bool(getattr(error, "answered", False))
-                self._stream_broke(Unavailable(error.details() or "the node is away"))
-            if answered:
+            self._answered = False
+            self._stream_broke(await self._serve())
+            if self._answered:
                 pause = FIRST_PAUSE
             # Nothing announces that a node came back; jitter keeps many clients apart.
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - not a secret
             pause = min(pause * 2, LONGEST_PAUSE)
 
-    async def _serve(self) -> bool:
-        """One stream from open to end. Returns whether it ever gave a result."""
+    async def _serve(self) -> EverstateError:
+        """One stream from open to end. Returns why it ended."""
         call = self._open_stream()
         reading = asyncio.create_task(self._read(call))
         writing = asyncio.create_task(self._write(call))
+        tasks = (reading, writing)
         try:
-            await asyncio.wait((reading, writing), return_when=asyncio.FIRST_COMPLETED)
-            # The reader knows why a stream ended; a failed write only knows that it did.
-            if writing.done() and not reading.done():
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            # A failed write only knows that the stream ended; the reader is about to learn why.
+            if not reading.done():
                 await asyncio.wait((reading,), timeout=1.0)
-            if reading.done():
-                answered = reading.result()
-                raise Unavailable("the node ended the stream") if not answered else _Ended
-            writing.result()
-            return False
-        except _Ended:
-            self._stream_broke(Unavailable("the node ended the stream"))
-            return True
         finally:
-            writing.cancel()
-            reading.cancel()
             call.cancel()
-            await asyncio.wait((reading, writing))
-            for task in (reading, writing):
-                if not task.cancelled():
-                    task.exception()
+            for task in tasks:
+                task.cancel()
+            ends = await asyncio.gather(*tasks, return_exceptions=True)
+        if isinstance(ends[0], grpc.aio.AioRpcError):
+            return to_error(ends[0])
+        return Unavailable("the node ended the stream")
 
     async def _write(self, call: Any) -> None:
         queue = self._queue
@@ -204,27 +200,22 @@ class AppendPipe:
                 add(id=number, append=waiting.request, timeout_ms=min(left, 2**32 - 1))
             await call.write(message)
 
-    async def _read(self, call: Any) -> bool:
-        """Hands out results until the stream ends; returns whether there was one."""
-        answered = False
+    async def _read(self, call: Any) -> None:
+        """Hands out results until the stream ends."""
         pop = self._waiting.pop
-        try:
-            while True:
-                response = await call.read()
-                if response is grpc.aio.EOF:
-                    return answered
-                answered = True
-                for result in response.results:
-                    waiting = pop(result.id, None)
-                    if waiting is None or waiting.future.done():
-                        continue
-                    if result.HasField("error"):
-                        self._failed(result.id, waiting, from_status(result.error))
-                    else:
-                        waiting.future.set_result(result.appended)
-        except grpc.aio.AioRpcError as error:
-            error.answered = answered  # type: ignore[attr-defined]  # tells `_run` to begin anew
-            raise
+        while True:
+            response = await call.read()
+            if response is grpc.aio.EOF:
+                return
+            self._answered = True
+            for result in response.results:
+                waiting = pop(result.id, None)
+                if waiting is None or waiting.future.done():
+                    continue
+                if result.HasField("error"):
+                    self._failed(result.id, waiting, from_status(result.error))
+                else:
+                    waiting.future.set_result(result.appended)
 
     def _failed(self, number: int, waiting: Waiting, error: EverstateError) -> None:
         """Sends again what may be sent again; else the caller gets the error."""
@@ -256,6 +247,9 @@ class AppendPipe:
                 continue
             if waiting.sent and not waiting.safe:
                 waiting.future.set_exception(OutcomeUnknown())
+            elif waiting.sent and not isinstance(error, Unavailable | Cancelled):
+                # The node refuses the stream itself: sending the same again would not help.
+                waiting.future.set_exception(error)
             elif now > waiting.give_up:
                 waiting.future.set_exception(OutcomeUnknown() if waiting.sent else error)
             else:
@@ -265,7 +259,3 @@ class AppendPipe:
         self._queue.update(sorted(again.items()))
         if again:
             self._wake.set()
-
-
-class _Ended(Exception):
-    """The node ended a stream that had given results."""

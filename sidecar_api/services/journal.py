@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ import grpc
 
 from journal.model import LoadQuery
 from journal.preparation import PreparedAppend
-from journal.reader import check_page_size
+from journal.queries import check_page_size
 from journal.sequencer import Outcome
 from journal.store import OpenLog, StoreJournal
 from kernel import telemetry
@@ -39,6 +39,7 @@ async def write(context: Context, message: Any, patience: float) -> None:
 
     Raises:
         DeadlineExceeded: the client does not read.
+
     """
     try:
         async with asyncio.timeout(patience):
@@ -116,32 +117,35 @@ class JournalService:
             request.ignore_snapshot,
         )
         log = request.log or "default"
-        async for part in ahead(self._store.load_rows(log, query, self._timeout(context))):
-            response = pb.LoadEntityResponse()
-            if part.entity is not None:
-                response.entity.CopyFrom(convert.entity_message(part.entity))
-            if part.snapshot is not None:
-                response.snapshot.CopyFrom(convert.snapshot_message(part.snapshot))
-            convert.add_events(response.events, part.rows, self._store.names)
-            events.inc(len(part.rows))
-            await write(context, response, STALLED_READ_SECONDS)
+        rows = self._store.load_rows(log, query, self._timeout(context))
+        async with contextlib.aclosing(ahead(rows)) as parts:
+            async for part in parts:
+                response = pb.LoadEntityResponse()
+                if part.entity is not None:
+                    response.entity.CopyFrom(convert.entity_message(part.entity))
+                if part.snapshot is not None:
+                    response.snapshot.CopyFrom(convert.snapshot_message(part.snapshot))
+                convert.add_events(response.events, part.rows, self._store.names)
+                events.inc(len(part.rows))
+                await write(context, response, STALLED_READ_SECONDS)
 
     async def read_log(self, request: pb.ReadLogRequest, context: Context) -> None:
         telemetry.reads.labels("ReadLog").inc()
         events = telemetry.events_read.labels("ReadLog")
         query = convert.read_query(request)
         names = self._store.names
-        batches = self._store.read_rows(request.log or "default", query, context.time_remaining())
-        async for batch in ahead(batches):
-            response = pb.ReadLogResponse(next_position=batch.next_position, head=batch.head)
-            convert.add_events(response.events, batch.rows, names)
-            for first, last in batch.removed:
-                response.removed.add(first=first, last=last)
-            events.inc(len(batch.rows))
-            encoded = response.SerializeToString()
-            # A slow reader must hold bytes only, not rows and messages too.
-            del response, batch
-            await write(context, encoded, STALLED_READ_SECONDS)
+        rows = self._store.read_rows(request.log or "default", query, context.time_remaining())
+        async with contextlib.aclosing(ahead(rows)) as batches:
+            async for batch in batches:
+                response = pb.ReadLogResponse(next_position=batch.next_position, head=batch.head)
+                convert.add_events(response.events, batch.rows, names)
+                for first, last in batch.removed:
+                    response.removed.add(first=first, last=last)
+                events.inc(len(batch.rows))
+                encoded = response.SerializeToString()
+                # A slow reader must hold bytes only, not rows and messages too.
+                del response, batch
+                await write(context, encoded, STALLED_READ_SECONDS)
 
     async def get_entity(self, request: pb.GetEntityRequest, context: Context) -> pb.Entity:
         telemetry.reads.labels("GetEntity").inc()
@@ -228,7 +232,7 @@ class JournalService:
         )
 
 
-async def ahead(items: AsyncIterator[T]) -> AsyncIterator[T]:
+async def ahead(items: AsyncIterator[T]) -> AsyncGenerator[T, None]:
     """``items``, with the next one fetched while the present one is being used."""
     iterator = aiter(items)
     following = asyncio.ensure_future(anext(iterator))
