@@ -24,6 +24,8 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 CHUNKS_AHEAD = 2
+MOST_UNCHECKED = 1 << 16
+"""Positions after which a moving head brings the next round forward, if a chunk is not smaller."""
 
 
 async def behind_locks(attempt: Callable[[], Awaitable[T]], timeout: float) -> T:
@@ -66,7 +68,7 @@ class Maintenance:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._checked: dict[str, int] = {}
-        self._step = 1 << 16
+        self._steps: dict[str, int] = {}
         self._prepared_on: object = None
 
     async def start(self) -> None:
@@ -87,7 +89,7 @@ class Maintenance:
 
     def head_moved(self, name: str, head: int) -> None:
         """Nudges when the head has moved far since the last round."""
-        if head - self._checked.get(name, 0) > self._step:
+        if head - self._checked.get(name, 0) > self._steps.get(name, 0):
             self._checked[name] = head
             self._wake.set()
 
@@ -108,7 +110,8 @@ class Maintenance:
                 await behind_locks(lambda: database.fetch(statement, today, today - day, oldest), 1)
             self._prepared_on = today
         ahead = sql.load("journal", "chunks_ahead", database.schema)
-        for log_id, name, count in await database.fetch(ahead):
+        for log_id, name, count, chunk_size in await database.fetch(ahead):
+            self._steps[name] = min(chunk_size // 2, MOST_UNCHECKED)
             have = count
             while have < CHUNKS_AHEAD:
                 await self.make_chunk(log_id)

@@ -26,7 +26,7 @@ from kernel.database import Database
 from kernel.errors import DeadlineExceeded, EntityNotFound
 
 BATCH_ROWS = 1_000
-BATCH_BYTES = 192 * 1024
+BATCH_BYTES = 128 * 1024
 """Payload bytes after which a batch ends; the event that crosses it is its last."""
 
 _FILTER_WINDOW, _MAX_FILTER_WINDOW = 4_000, 64_000

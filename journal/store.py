@@ -39,7 +39,7 @@ from journal.preparation import (
     check_entity,
     check_log_name,
 )
-from journal.queries import check_chunk_size, expected_of
+from journal.queries import SMALLEST_CHUNK, check_chunk_size, expected_of
 from journal.reader import LoadedRows, Reader
 from journal.rows import RowBatch, too_many_types
 from journal.sequencer import Outcome, Sequencer, SequencerSettings
@@ -196,14 +196,13 @@ class StoreJournal:
 
     async def _call(self, log_id: int, batch: Sequence[PreparedAppend], timeout: float) -> Any:
         args = self._arguments(log_id, batch)
-        try:
-            return await self._send(args, timeout)
-        except _NoChunk:
-            await self.maintenance.make_chunk(log_id)
-        try:
-            return await self._send(args, timeout)
-        except _NoChunk:
-            raise Unavailable("the log's next chunk is not there yet") from None
+        # Maintenance makes chunks ahead of need; a batch may need more than there are.
+        for _ in range(sum(len(append.events) for append in batch) // SMALLEST_CHUNK + 2):
+            try:
+                return await self._send(args, timeout)
+            except _NoChunk:
+                await self.maintenance.make_chunk(log_id)
+        raise Unavailable("the log's next chunk is not there yet")
 
     async def _send(self, args: Sequence[object], timeout: float) -> Any:
         async with self.database.connection(timeout) as connection:

@@ -33,7 +33,8 @@ def append_message(
 ) -> tuple[pb.AppendRequest, bool]:
     """The request of an append, and whether it may be sent twice.
 
-    Events get ids; an append that is not exact gets an append id when ``auto_append_id``.
+    Events get ids (the server's, when the append has an id); an append that is not exact gets an
+    append id when ``auto_append_id``.
 
     Raises:
         InvalidArgument: a value that no message can hold (a negative index, half a surrogate pair).
@@ -64,7 +65,8 @@ def append_message(
                 type=event.type,
                 content_type=event.content_type,
                 payload=event.payload,
-                event_id=event.event_id or new_id(),
+                # Under a caller's append id, ids made here would make a retry another append.
+                event_id=event.event_id or ("" if append.append_id else new_id()),
             )
             if event.entity:
                 message.entity = event.entity

@@ -30,6 +30,9 @@ STREAM_WINDOW_BYTES = 2_000_000
 REFUSAL_BYTES = 1_000
 """What a result that was refused before it was queued takes of the window."""
 
+READS_AHEAD = 16
+"""How many reads may hold a fetched batch beside the one on its way to the client."""
+
 STALLED_RESULTS_SECONDS, STALLED_READ_SECONDS = 60.0, 300.0
 """How long a client may leave a message unread before its call is ended."""
 
@@ -62,6 +65,7 @@ class JournalService:
         self._opened: dict[str, OpenLog] = {}
         self._streams: set[AppendStream] = set()
         self._draining = False
+        self._permits = Permits(READS_AHEAD)
 
     def drain(self) -> None:
         """Append streams read no more: each ends after the results of what it holds."""
@@ -118,7 +122,7 @@ class JournalService:
         )
         log = request.log or "default"
         rows = self._store.load_rows(log, query, self._timeout(context))
-        async with contextlib.aclosing(ahead(rows)) as parts:
+        async with contextlib.aclosing(ahead(rows, self._permits)) as parts:
             async for part in parts:
                 response = pb.LoadEntityResponse()
                 if part.entity is not None:
@@ -135,7 +139,7 @@ class JournalService:
         query = convert.read_query(request)
         names = self._store.names
         rows = self._store.read_rows(request.log or "default", query, context.time_remaining())
-        async with contextlib.aclosing(ahead(rows)) as batches:
+        async with contextlib.aclosing(ahead(rows, self._permits)) as batches:
             async for batch in batches:
                 response = pb.ReadLogResponse(next_position=batch.next_position, head=batch.head)
                 convert.add_events(response.events, batch.rows, names)
@@ -232,23 +236,44 @@ class JournalService:
         )
 
 
-async def ahead(items: AsyncIterator[T]) -> AsyncGenerator[T, None]:
-    """``items``, with the next one fetched while the present one is being used."""
+class Permits:
+    """Bounds how many reads may hold a batch ahead of the one they are sending."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+
+
+async def ahead(items: AsyncIterator[T], permits: Permits) -> AsyncGenerator[T, None]:
+    """``items``; the next one is fetched while the present one is being used, if a permit is free.
+
+    Stalled readers keep their permits; the others then read at the pace of one after the other.
+    """
     iterator = aiter(items)
-    following = asyncio.ensure_future(anext(iterator))
+    following: asyncio.Future[T] | None = None
     try:
         while True:
             try:
-                item = await following
+                if following is None:
+                    item = await anext(iterator)
+                else:
+                    item = await following
+                    following = None
+                    permits.left += 1
             except StopAsyncIteration:
                 return
-            following = asyncio.ensure_future(anext(iterator))
+            if permits.left > 0:
+                permits.left -= 1
+                following = asyncio.ensure_future(anext(iterator))
             yield item
             del item
     finally:
-        following.cancel()
-        with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration, EverstateError):
-            await following
+        if following is not None:
+            permits.left += 1
+            following.cancel()
+            with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration, EverstateError):
+                await following
 
 
 class AppendStream:
