@@ -2,12 +2,12 @@
 # system-wide. `make` alone lists the targets.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check fast protos vendor docs bench demo runtime
+.PHONY: help setup run test check fast protos vendor docs bench demo test-compose runtime
 SHELL := /bin/sh
 BIN := .venv/bin
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## make .venv with everything for development
 	@scripts/venv dev
@@ -31,7 +31,7 @@ check: setup ## formatting, lint, types, import rules, dependencies, spelling, g
 	$(BIN)/codespell
 	scripts/protos --check
 
-fast: setup ## the tests without a database: unit and house
+fast: setup ## the quick tests: unit and house
 	$(BIN)/python -m pytest tests/unit tests/house
 
 protos: setup ## regenerate the code of protocols/
@@ -48,3 +48,6 @@ bench: setup ## run the benchmarks; ONLY=name runs one
 
 demo: runtime ## show it all once, in a temporary folder: start, import the sample, look, verify, stop
 	@$(BIN)/python -P scripts/demo
+
+test-compose: setup ## run docker-compose.yml for real; needs a container engine
+	scripts/test-compose

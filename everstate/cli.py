@@ -6,6 +6,7 @@ conflict · 5 unreachable · 6 deadline · 130 interrupted.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from typing import Annotated
@@ -94,6 +95,8 @@ def complain(error: e.EverstateError, *, as_json: bool) -> int:
 def main() -> None:
     """Runs the command line and exits."""
     as_json = "--json" in sys.argv
+    # Our sentence says it; gRPC's own line about a busy port would stand beside it.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         app(prog_name="everstate")
     except e.EverstateError as error:

@@ -496,10 +496,12 @@ async def export_file(
     limit: int | None,
 ) -> int:
     """`everstate export`; returns the exit code."""
-    low = await position_of(client, log, from_)
-    high = await position_of(client, log, to)
+    low = await position_of(client, log, from_) or 0
+    high = await position_of(client, log, to, last=True)
 
     async def events() -> AsyncIterator[EventView]:
+        if high is None:  # a time before the first event
+            return
         if entity:
             kind, slash, name = entity.partition("/")
             if not slash:

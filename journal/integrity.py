@@ -1,4 +1,4 @@
-"""Proof of a log: reads it and checks invariants 1–3 (ARCHITECTURE.md).
+"""Proof of a log: reads it and checks invariants 1–3 (docs/explanation/storage.md).
 
 1. Positions are first..head without a hole: the batch chain, and every position of a window
 counted. 2. Each entity's sequence numbers have no hole: each event follows the event its

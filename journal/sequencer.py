@@ -1,7 +1,7 @@
 """Group commit: the appends that arrive while a commit is in flight become the next batch.
 
 There is no timer, so an idle system adds no wait; a busy one shares each commit among all who wait.
-Positions are not handed out here but inside the database transaction (ARCHITECTURE, "Append"), so
+Positions are not handed out here but inside the database transaction (ADR 0001), so
 any number of sequencers in any number of nodes may write the same log.
 
 An entity, and an append id, is at most once in the batches in flight: a second append to it waits

@@ -46,10 +46,7 @@ _STEPS_MS = (50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000)
 
 @dataclass(frozen=True, slots=True)
 class DatabaseSettings:
-    """How to reach PostgreSQL and how long anything may take there.
-
-    ``pooler``: a transaction pooler stands between; settings then go with each transaction.
-    """
+    """How to reach PostgreSQL and how long anything may take there."""
 
     url: str
     schema: str = DEFAULT_SCHEMA
@@ -96,6 +93,11 @@ def check_url(url: str) -> str:
         parse_qsl(parts.query, strict_parsing=bool(parts.query))
     except ValueError:
         raise ConfigurationError("EVERSTATE_DATABASE_URL: not a URL") from None
+    if parts.fragment or "@" in parts.path:
+        # What we would take for the host is a part of the password.
+        raise ConfigurationError(
+            "EVERSTATE_DATABASE_URL: write / ? # @ in a name or password as %2F %3F %23 %40"
+        )
     if parts.scheme not in ("postgresql", "postgres"):
         raise ConfigurationError(
             "EVERSTATE_DATABASE_URL: begins with postgresql://, as in "
@@ -303,11 +305,11 @@ async def connect(settings: DatabaseSettings) -> Connection:
 
 def connect_error(error: BaseException, url: str) -> EverstateError | None:
     """A sentence for why connecting failed, without secrets; None: not ours to explain."""
+    if isinstance(error, EverstateError):  # check_url's: of such a URL nothing may be shown
+        return error
     parts = urlsplit(url)
     host = dict(parse_qsl(parts.query)).get("host") or parts.hostname or "the default socket"
     where = f"the database at {host}" + (f":{parts.port}" if parts.port else "")
-    if isinstance(error, EverstateError):
-        return error
     if isinstance(
         error, asyncpg.InvalidPasswordError | asyncpg.InvalidAuthorizationSpecificationError
     ):

@@ -131,13 +131,18 @@ def event_text(event: EventView) -> str:
     return f"{event.sequence:>6}  {moment[:19]}Z  {printable(event.type)}  {printable(content)}"
 
 
-async def position_of(client: Client, log: str, text: str) -> int:
-    """A position given as such or as a time; empty: 0."""
+async def position_of(client: Client, log: str, text: str, *, last: bool = False) -> int | None:
+    """A position given as such or as a time; empty: 0.
+
+    A time stands for the first event recorded at or after it (head + 1: none was), with ``last``
+    for the last one recorded at or before it (None: none was).
+    """
     from kernel import clock
 
     if not text:
         return 0
     if re.fullmatch(r"-?[0-9]+", text):
         return int(text)
-    position, head = await client.position_at(log, clock.parse_us("--from/--to", text))
-    return min(position, max(head, 1))
+    moment = clock.parse_us("--to" if last else "--from", text)
+    position, _ = await client.position_at(log, moment + last)
+    return (position - 1 or None) if last else position

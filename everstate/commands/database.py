@@ -24,13 +24,14 @@ def migrate(
     """Bring the database's schema up to date. Safe to run several at once, and again."""
     from everstate.settings import SCHEMA_REVISION, DatabaseChoice, load_database_choice
     from kernel.errors import InvalidArgument
+    from kernel.sql import check_schema_name
 
     if sql and check:
         raise InvalidArgument("--sql", "does not go with --check")
     if sql:
         from alembic import command
 
-        schema = DatabaseChoice().schema_name  # type: ignore[call-arg]
+        schema = check_schema_name(DatabaseChoice().schema_name)  # type: ignore[call-arg]
         command.upgrade(_config("", schema), "head", sql=True)
         return
     choice = load_database_choice()

@@ -154,12 +154,15 @@ def verify(
     wait: Wait = 0.0,
 ) -> None:
     """Prove that a log has no hole, in positions or in entities. Exit 1 when it has."""
+    from kernel.errors import InvalidArgument
 
     async def work(client: Client) -> int:
         report = None
         low = await position_of(client, log, from_)
-        high = await position_of(client, log, to)
-        async for progress in client.verify(log, low, high):
+        high = await position_of(client, log, to, last=True)
+        if high is None:
+            raise InvalidArgument("--to", "is before the first event")
+        async for progress in client.verify(log, low or 0, high):
             report = progress.report or report
         if report is None:
             raise RuntimeError("the verification ended without a report")

@@ -4,7 +4,7 @@
 -- commits (READ COMMITTED, VOLATILE; one statement that locks and judges has a snapshot from before
 -- the wait). Positions are handed out under that lock: commit order = position order, and a rollback
 -- takes them back. Heads are probed by LATERAL … LIMIT 1 under a generic plan: a plain join becomes
--- a scan of all heads as soon as statistics are fresh (STORAGE.md, findings 1 and 2).
+-- a scan of all heads as soon as statistics are fresh (ADR 0002).
 --
 -- Parameters. Members (one an entity of an append; members of an append stand together):
 --   a_no      number of the append, 1.. without gaps      a_type, a_id  the entity

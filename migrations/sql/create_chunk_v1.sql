@@ -1,7 +1,7 @@
 -- Makes the next chunk of a log and attaches it; returns its number.
 --
 -- One caller at a time (advisory lock). ATTACH with the CHECK over both partition levels needs no
--- scan and locks out no append (STORAGE.md section 2); it gives up after 20 ms behind a lock
+-- scan and locks out no append (docs/explanation/storage.md); it gives up after 20 ms behind a lock
 -- (55P03), and the caller tries again.
 CREATE FUNCTION everstate.create_chunk_v1(p_log int) RETURNS int
 LANGUAGE plpgsql AS $$

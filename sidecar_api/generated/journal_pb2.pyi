@@ -433,7 +433,7 @@ class Event(_message.Message):
     client_time_us: _builtins.int
     schema_version: _builtins.int
     slice: _builtins.int
-    """Hash of the entity, 0..1023 (ARCHITECTURE: CRC-32 of `type NUL id`, lowest ten bits)."""
+    """Hash of the entity, 0..1023 (CRC-32 of `type NUL id`, lowest ten bits)."""
     previous_position: _builtins.int
     """Position of the entity's previous event; 0: this is its first."""
     def __init__(

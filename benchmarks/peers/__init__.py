@@ -1,0 +1,1 @@
+"""What Everstate is compared with; each runs in a process of its own."""

@@ -1,0 +1,57 @@
+"""What has to be reached. The only place that knows; the report computes met or not met from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from benchmarks.rows import Row
+
+Rows = Mapping[str, Row]
+Check = Callable[[Row, Rows], bool | None]
+"""True: met. None: cannot be told, as what it needs was not measured in the same run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One condition on one row."""
+
+    row: str
+    words: str
+    check: Check
+
+
+def _ratio(row: str, least: float, words: str) -> Target:
+    return Target(row, words, lambda r, _: None if r.ratio is None else r.ratio >= least)
+
+
+def _p50_near(row: str, other: str, ms: float) -> Target:
+    def check(r: Row, rows: Rows) -> bool | None:
+        base = rows.get(other)
+        if base is None or base.run != r.run or base.p50_ms is None or r.p50_ms is None:
+            return None
+        return r.p50_ms <= base.p50_ms + ms
+
+    return Target(row, f"p50 ≤ p50 of {other} + {ms:g} ms", check)
+
+
+def _at_most(row: str, most: float, unit: str) -> Target:
+    return Target(row, f"< {most:g} {unit}", lambda r, _: r.value < most)
+
+
+TARGETS: tuple[Target, ...] = (
+    _ratio("append_stream/256", 10.0, "≥ 10 × pyeventsourcing/8"),
+    _ratio("append_stream/256:raw", 0.5, "≥ 50 % of raw_append/256"),
+    _ratio("append_unary/64", 1.5, "≥ 1.5 × pyeventsourcing/8"),
+    _ratio("append_unary/64:echo", 0.4, "≥ 40 % of echo_unary/64"),
+    _p50_near("append_stream/1", "raw_commit", 2.0),
+    Target("read_log", "≥ 100,000 events/s", lambda r, _: r.value >= 100_000),
+    _ratio("read_log", 0.35, "≥ 35 % of raw_read"),
+    Target(
+        "load_entity/100",
+        "p50 ≤ 5 ms",
+        lambda r, _: None if r.p50_ms is None else r.p50_ms <= 5.0,
+    ),
+    _at_most("rss/flood", 250, "MB"),
+    _at_most("rss/slow_readers", 250, "MB"),
+)

@@ -1,0 +1,94 @@
+"""The four journals that the suite runs against; each test gets a log of its own in one of them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import pytest
+from pytest_postgresql.janitor import DatabaseJanitor
+
+from journal.memory import MemoryJournal
+from journal.store import StoreJournal, StoreSettings
+from kernel import clock
+from kernel.database import Database, DatabaseSettings
+from sidecar_api.client import Client
+from sidecar_api.server import NodeServer, ServerSettings
+from tests.conformance.subject import Subject
+
+KINDS = ["memory", "store-18", "client-18", "store-15"]
+PARAMS = [
+    pytest.param(kind, marks=[pytest.mark.postgres15] if kind.endswith("-15") else [])
+    for kind in KINDS
+]
+_serial = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which implementation, on which database."""
+
+    kind: str
+    url: str
+
+
+def _place(request: pytest.FixtureRequest, kind: str) -> Iterator[Place]:
+    name, _, version = kind.partition("-")
+    if not version:
+        yield Place(name, "")
+        return
+    server = request.getfixturevalue(f"postgres{version}")
+    janitor = DatabaseJanitor(
+        user=server.user,
+        host=server.host,
+        port=server.port,
+        dbname=f"conformance_{name}_{os.getpid()}",
+        template_dbname=request.getfixturevalue(f"template{version}").template_dbname,
+        maintenance_dbname=server.maintenance_dbname,
+    )
+    with janitor:
+        yield Place(
+            name,
+            f"postgresql://{server.user}@/{janitor.dbname}?host={server.host}&port={server.port}",
+        )
+
+
+@pytest.fixture(scope="session", params=PARAMS)
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    yield from _place(request, request.param)
+
+
+@pytest.fixture(scope="session")
+async def implementation(place: Place) -> AsyncIterator[Subject]:
+    """The implementation; its log is not to be used."""
+    if place.kind == "memory":
+        ticks = itertools.count(clock.now_us(), 1000)
+        yield Subject("memory", MemoryJournal(now_us=lambda: next(ticks)), "")
+        return
+    database = await Database.open(DatabaseSettings(place.url))
+    store = StoreJournal(database, StoreSettings(node="conformance"))
+    await store.start()
+    try:
+        if place.kind == "store":
+            yield Subject("store", store, "")
+            return
+        node = NodeServer(store, ServerSettings(port=0, drain=timedelta(seconds=2)))
+        await node.start()
+        address = f"127.0.0.1:{node.port}"
+        async with Client(f"everstate://{address}") as client:
+            yield Subject("client", client, "", address)
+        await node.stop()
+    finally:
+        await store.close()
+        await database.close()
+
+
+@pytest.fixture
+async def subject(implementation: Subject) -> Subject:
+    """An implementation of the journal with an empty log."""
+    log = f"t{next(_serial)}"
+    await implementation.journal.create_log(log)
+    return Subject(implementation.kind, implementation.journal, log, implementation.address)

@@ -1,0 +1,138 @@
+"""A journal under test and a log of its own: what the conformance suite speaks through."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from journal.journal import Journal
+from journal.model import (
+    ANY,
+    Append,
+    Appended,
+    Entity,
+    EntityAppend,
+    Event,
+    EventBatch,
+    Expected,
+    LoadQuery,
+    NewEvent,
+    NewSnapshot,
+    ReadQuery,
+    Snapshot,
+    VerifyReport,
+)
+from kernel import clock
+from kernel.ids import new_id
+from sidecar_api.client.messages import to_event
+
+TYPE = "cart"
+DAY_US = 86_400_000_000
+
+
+def entity(
+    name: str,
+    expected: Expected = ANY,
+    first: int = 0,
+    *,
+    kind: str = TYPE,
+    snapshot: NewSnapshot | None = None,
+) -> EntityAppend:
+    return EntityAppend(kind, name, expected, first, snapshot)
+
+
+def event(member: int = 0, payload: bytes = b"x", kind: str = "Added", **fields: Any) -> NewEvent:
+    """An event with an id of its own."""
+    given: dict[str, Any] = {"event_id": new_id(), **fields}
+    return NewEvent(kind, payload, entity=member, **given)
+
+
+def events(count: int, member: int = 0, **fields: Any) -> tuple[NewEvent, ...]:
+    return tuple(event(member, b"%d" % n, **fields) for n in range(count))
+
+
+def uuid7_at(time_us: int) -> str:
+    """A UUIDv7 made at another time than now."""
+    random = uuid.uuid4().int & ((1 << 76) - 1) & ~(0b11 << 62)
+    return str(uuid.UUID(int=(time_us // 1000) << 80 | 7 << 76 | 0b10 << 62 | random))
+
+
+def days_ago(days: float) -> str:
+    return uuid7_at(clock.now_us() - int(days * DAY_US))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """``kind``: memory, store or client. ``address`` is the node's, for the client."""
+
+    kind: str
+    journal: Journal
+    log: str
+    address: str = ""
+
+    async def append(
+        self, *entities: EntityAppend, events: tuple[NewEvent, ...], append_id: str = ""
+    ) -> Appended:
+        return await self.journal.append(self.log, Append(entities, events, append_id))
+
+    async def put(
+        self, name: str, count: int = 1, expected: Expected = ANY, first: int = 0, **of: Any
+    ) -> Appended:
+        """Appends events to one entity."""
+        return await self.append(entity(name, expected, first, **of), events=events(count))
+
+    async def batches(self, **query: Any) -> list[EventBatch]:
+        return [batch async for batch in self.journal.read(self.log, ReadQuery(**query))]
+
+    async def read(self, **query: Any) -> list[Event]:
+        return [to_event(e) for batch in await self.batches(**query) for e in batch.events]
+
+    async def positions(self, **query: Any) -> list[int]:
+        return [e.position for e in await self.read(**query)]
+
+    async def load(
+        self, name: str, *, kind: str = TYPE, **query: Any
+    ) -> tuple[Entity, Snapshot | None, list[Event]]:
+        parts = [p async for p in self.journal.load(self.log, LoadQuery(kind, name, **query))]
+        first = parts[0].entity
+        assert first is not None
+        assert all(part.entity is None and part.snapshot is None for part in parts[1:])
+        return first, parts[0].snapshot, [to_event(e) for part in parts for e in part.events]
+
+    async def sequences(self, name: str, **query: Any) -> list[int]:
+        return [e.sequence for e in (await self.load(name, **query))[2]]
+
+    async def entity(self, name: str, kind: str = TYPE) -> Entity:
+        return await self.journal.get_entity(self.log, kind, name)
+
+    async def list_all(
+        self, kind: str = "", prefix: str = "", *, size: int = 100
+    ) -> AsyncIterator[list[str]]:
+        """The names on each page, until there is no next one."""
+        token = ""
+        while True:
+            page = await self.journal.list_entities(
+                self.log, kind, prefix, page_size=size, page_token=token
+            )
+            yield [f"{e.entity_type}/{e.entity_id}" for e in page.entities]
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def head(self) -> int:
+        return (await self.journal.get_log(self.log)).head
+
+    async def contents(self) -> tuple[Any, ...]:
+        """All that an append could have left behind."""
+        info = await self.journal.get_log(self.log)
+        page = await self.journal.list_entities(self.log, page_size=1000)
+        return (info.head, info.bytes_total, info.entities, page, await self.read())
+
+    async def verify(self, first: int = 0, last: int = 0) -> VerifyReport:
+        found = [p async for p in self.journal.verify(self.log, first, last)]
+        report = found[-1].report
+        assert report is not None
+        assert all(p.report is None for p in found[:-1])
+        return report

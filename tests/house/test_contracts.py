@@ -1,0 +1,272 @@
+"""CONTRACTS.md as far as it exists: names that other people's scripts rely on.
+
+Adding is fine, so these tests ask for "at least"; renaming or changing a default is not.
+JSON keys of commands are held by tests/acceptance/test_cli.py, against a running node.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import typer
+
+from everstate import lifecycle
+from everstate.cli import EXIT_CODES, app
+from everstate.commands import common, dev
+from everstate.settings import DatabaseChoice, NodeSettings, client_environment, is_loopback
+from everstate.transfer import _KEYS
+from journal import model, preparation
+from kernel import clock, errors
+from kernel.errors import InvalidArgument
+from sidecar_api.client import Target
+from sidecar_api.generated import journal_pb2 as pb
+from sidecar_api.server import ServerSettings
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("GRPC_PORT", "METRICS_PORT", "SCHEMA", "DATABASE_URL", "URL"):
+        monkeypatch.delenv(f"EVERSTATE_{name}", raising=False)
+    monkeypatch.setenv("EVERSTATE_DEV_DIR", str(tmp_path))
+
+
+# -- ports and environment -----------------------------------------------------------------------
+
+
+def test_a_node_listens_on_7400_and_7490_of_loopback() -> None:
+    settings = NodeSettings()
+    assert (settings.grpc_port, settings.metrics_port) == (7400, 7490)
+    assert dev._DEFAULT_PORTS == {"EVERSTATE_GRPC_PORT": 7400, "EVERSTATE_METRICS_PORT": 7490}
+    assert (ServerSettings().host, ServerSettings().port) == ("127.0.0.1", 7400)
+    assert options("serve")["--host"].default == "127.0.0.1"
+    assert Target() == Target.parse("everstate://127.0.0.1:7400/default")
+    assert Target.parse("everstate://127.0.0.1") == Target()
+    assert Target.parse("everstate+tls://h:1/l") == Target("h", 1, "l", tls=True)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "field"),
+    [
+        ("EVERSTATE_DATABASE_URL", "postgresql://u@h/d", "database_url"),
+        ("EVERSTATE_SCHEMA", "other", "schema_name"),
+        ("EVERSTATE_GRPC_PORT", "1234", "grpc_port"),
+        ("EVERSTATE_METRICS_PORT", "1234", "metrics_port"),
+    ],
+)
+def test_settings_come_from_these_variables(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, field: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert str(getattr(NodeSettings(), field)) == value
+
+
+def test_the_schema_is_everstate_and_the_folder_of_dev_is_dot_everstate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from everstate.settings import dev_folder
+
+    assert DatabaseChoice().schema_name == "everstate"
+    monkeypatch.delenv("EVERSTATE_DEV_DIR")
+    assert dev_folder() == Path(".everstate")
+
+
+def test_the_cli_reads_the_file_of_dev_for_a_loopback_target_when_the_variable_is_unset(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "everstate.env"
+    file.write_text("EVERSTATE_URL='everstate://127.0.0.1:7499/default'\nOTHER=x\n")
+    assert client_environment()["EVERSTATE_URL"] == "everstate://127.0.0.1:7499/default"
+    assert "OTHER" not in client_environment()
+    monkeypatch.setenv("EVERSTATE_URL", "everstate://other:1/l")
+    assert client_environment()["EVERSTATE_URL"] == "everstate://other:1/l"
+    monkeypatch.delenv("EVERSTATE_URL")
+    file.write_text("EVERSTATE_URL='everstate://example.org:7400/default'\n")
+    assert "EVERSTATE_URL" not in client_environment()
+
+
+def test_only_loopback_addresses_need_no_permission() -> None:
+    assert all(map(is_loopback, ("127.0.0.1", "127.9.9.9", "::1", "[::1]", "localhost")))
+    assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.0.1", "example.org", "", "*")))
+
+
+# -- the command line ----------------------------------------------------------------------------
+
+
+def commands() -> dict[str, typer.core.TyperCommand]:
+    found: dict[str, typer.core.TyperCommand] = {}
+
+    def walk(command: object, path: tuple[str, ...]) -> None:
+        for name, sub in getattr(command, "commands", {}).items():
+            walk(sub, (*path, name))
+        if not hasattr(command, "commands"):
+            found[" ".join(path)] = command  # type: ignore[assignment]
+
+    walk(typer.main.get_command(app), ())
+    return found
+
+
+def options(command: str) -> dict[str, typer.core.TyperOption]:
+    return {word: param for param in commands()[command].params for word in param.opts}  # type: ignore[misc]
+
+
+CLIENT = {"--url", "--wait"}
+SHOWN = CLIENT | {"--json"}
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        ("dev", {"--no-sample"}),
+        ("serve", {"--host", "--insecure", "--migrate", "--grpc-port", "--metrics-port"}),
+        ("migrate", {"--sql", "--check"}),
+        ("import", SHOWN | {"file", "--rate", "--skip-bad", "--log"}),
+        ("export", CLIENT | {"file", "--entity", "--type", "--from", "--to", "--limit", "--log"}),
+        ("log show", SHOWN | {"--log"}),
+        ("log list", SHOWN),
+        ("log create", SHOWN | {"name", "--chunk-size"}),
+        ("log tail", SHOWN | {"--log", "--limit", "--follow"}),
+        ("log verify", SHOWN | {"--log", "--from", "--to"}),
+        ("log position-at", SHOWN | {"time", "--log"}),
+        ("entity list", SHOWN | {"--type", "--prefix", "--limit", "--log"}),
+        ("entity show", SHOWN | {"entity_type", "entity_id", "--limit", "--log"}),
+        (
+            "entity append",
+            SHOWN | {"entity_type", "entity_id", "--event-type", "--data", "--expect", "--log"},
+        ),
+    ],
+)
+def test_commands_have_these_arguments_and_options(command: str, flags: set[str]) -> None:
+    assert flags <= options(command).keys()
+
+
+def test_lists_show_everything_unless_limited() -> None:
+    for command in ("entity list", "entity show", "export"):
+        assert options(command)["--limit"].default is None
+
+
+def test_import_and_export_lines_have_these_fields() -> None:
+    assert {
+        "entity_type", "entity_id", "type", "data", "payload_base64", "time", "event_id",
+        "sequence", "metadata", "content_type",
+    } <= _KEYS  # fmt: skip
+
+
+def test_a_node_is_given_up_after_two_seconds() -> None:
+    assert common.REACH_SECONDS == 2.0
+
+
+def tree() -> set[type[errors.EverstateError]]:
+    return {
+        kind
+        for _, kind in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(kind, errors.EverstateError)
+    }
+
+
+def test_every_error_has_an_exit_code_of_the_contract() -> None:
+    assert EXIT_CODES.keys() == tree()
+    assert set(EXIT_CODES.values()) == {1, 2, 3, 4, 5, 6, 130}
+    assert lifecycle.INTERRUPTED == 130
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "exit_code"),
+    [
+        (errors.CorruptLog, "CORRUPT_LOG", 1),
+        (errors.InvalidArgument, "INVALID_ARGUMENT", 2),
+        (errors.TooLarge, "TOO_LARGE", 2),
+        (errors.OutOfRange, "OUT_OF_RANGE", 2),
+        (errors.ConfigurationError, "CONFIGURATION", 2),
+        (errors.NotFound, "NOT_FOUND", 3),
+        (errors.LogNotFound, "LOG_NOT_FOUND", 3),
+        (errors.EntityNotFound, "ENTITY_NOT_FOUND", 3),
+        (errors.AlreadyExists, "ALREADY_EXISTS", 4),
+        (errors.LogExists, "LOG_EXISTS", 4),
+        (errors.WrongExpectedState, "WRONG_EXPECTED_STATE", 4),
+        (errors.EntityDeleted, "ENTITY_DELETED", 4),
+        (errors.ForeignEvents, "FOREIGN_EVENTS", 4),
+        (errors.AppendIdReused, "APPEND_ID_REUSED", 4),
+        (errors.ClockSkew, "CLOCK_SKEW", 4),
+        (errors.SchemaMismatch, "SCHEMA_MISMATCH", 4),
+        (errors.UnsafeServer, "UNSAFE_SERVER", 4),
+        (errors.UnsupportedServer, "UNSUPPORTED_SERVER", 4),
+        (errors.AddressInUse, "ADDRESS_IN_USE", 4),
+        (errors.FolderInUse, "FOLDER_IN_USE", 4),
+        (errors.Overloaded, "OVERLOADED", 5),
+        (errors.Unavailable, "UNAVAILABLE", 5),
+        (errors.OutcomeUnknown, "OUTCOME_UNKNOWN", 5),
+        (errors.DeadlineExceeded, "DEADLINE_EXCEEDED", 6),
+        (errors.Cancelled, "CANCELLED", 130),
+    ],
+)
+def test_errors_keep_their_code_and_exit_code(
+    kind: type[errors.EverstateError], code: str, exit_code: int
+) -> None:
+    assert (kind.code, EXIT_CODES[kind]) == (code, exit_code)
+
+
+def test_dev_ends_with_the_same_codes_as_other_commands() -> None:
+    assert all(EXIT_CODES[kind] == code for kind, code in dev._EXIT_CODES)
+
+
+# -- formats and limits --------------------------------------------------------------------------
+
+
+def test_the_limits_are_these_and_are_discoverable() -> None:
+    assert dataclasses.asdict(model.Limits()) == {
+        "entity_type_chars": 255,
+        "event_type_chars": 255,
+        "entity_id_chars": 512,
+        "metadata_bytes": 16 * 1024,
+        "event_bytes": 1_000_000,
+        "append_events": 1_000,
+        "append_bytes": 4_000_000,
+        "message_bytes": 8_000_000,
+    }
+    fields = {field.name for field in pb.Limits.DESCRIPTOR.fields}
+    assert fields == {field.name for field in dataclasses.fields(model.Limits)}
+
+
+def test_content_types_are_these() -> None:
+    assert (model.JSON, model.OCTET_STREAM) == ("application/json", "application/octet-stream")
+    assert model.NewEvent("E", b"").content_type == "application/octet-stream"
+
+
+def test_names_of_logs() -> None:
+    for name in ("a", "a0_", "x" * 40):
+        assert preparation.check_log_name(name) == name
+    for name in ("A", "0a", "_a", "a-b", "x" * 41, "ä", "a\n"):
+        with pytest.raises(InvalidArgument):
+            preparation.check_log_name(name)
+    assert (model.DEFAULT_LOG, model.SYSTEM_LOG) == ("default", "_system")
+
+
+def test_times_are_rfc_3339_in_utc_with_microseconds_and_naive_ones_are_refused() -> None:
+    assert clock.format_us(1_583_601_008_000_001) == "2020-03-07T17:10:08.000001Z"
+    assert clock.parse_us("t", "2020-03-07T18:10:08.000001+01:00") == 1_583_601_008_000_001
+    with pytest.raises(InvalidArgument):
+        clock.parse_us("t", "2020-03-07T17:10:08")
+
+
+def test_int64_is_a_number_and_ids_are_lower_case_uuid7() -> None:
+    from kernel.ids import new_id
+
+    assert re.fullmatch(
+        r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", new_id()
+    )
+    kinds = {field.name: field.type for field in pb.Event.DESCRIPTOR.fields}
+    int64 = pb.Event.DESCRIPTOR.fields_by_name["position"].TYPE_INT64
+    assert all(kinds[name] == int64 for name in ("position", "sequence", "recorded_at_us"))
+
+
+def test_the_service_and_its_calls_keep_their_names() -> None:
+    service = pb.DESCRIPTOR.services_by_name["JournalService"]
+    assert service.full_name == "everstate.journal.v1.JournalService"
+    assert {
+        "Append", "AppendStream", "LoadEntity", "ReadLog", "GetEntity", "ListEntities", "GetLog",
+        "ListLogs", "CreateLog", "GetPositionAt", "VerifyLog", "GetServerInfo",
+    } <= {method.name for method in service.methods}  # fmt: skip
