@@ -265,6 +265,8 @@ class Sequencer:
                 }
             except EverstateError:
                 pass  # Still away: the outcome of the first try stays unknown.
+            except Exception:  # As in `_commit`.
+                log.exception("append batch failed", appends=len(safe))
         return batch, [outcomes.get(id(append), error) for append in batch]
 
     def _timeout(self, batch: Iterable[PreparedAppend]) -> float:

@@ -76,7 +76,8 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg is untype
 
 def mask(url: str) -> str:
     """A connection string that may be shown: without its password."""
-    shown = re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", url)
+    # Up to the last @: a password may hold / and @, though it should not unescaped.
+    shown = re.sub(r"(://[^/@:]*):.*@", r"\1:***@", url)
     return re.sub(r"(password=)[^&\s]*", r"\1***", shown)
 
 
@@ -319,7 +320,7 @@ def connect_error(error: BaseException, url: str) -> EverstateError | None:
     if isinstance(error, asyncpg.ClientConfigurationError):
         return ConfigurationError(f"EVERSTATE_DATABASE_URL: {error}")
     if isinstance(error, ssl.SSLError):
-        return ConfigurationError(f"{where}: TLS failed ({error.reason})")
+        return ConfigurationError(f"{where}: TLS failed ({getattr(error, 'reason', '')})")
     if isinstance(error, asyncpg.PostgresError):
         return Unavailable(f"{where} takes no connection now (SQLSTATE {error.sqlstate})")
     if isinstance(error, TimeoutError):

@@ -241,9 +241,7 @@ class OutcomeUnknown(Unavailable):
 
 
 class ClockSkew(EverstateError):
-    """The clocks of the node and of the database differ by more than is safe; nothing was
-    written.
-    """
+    """The clocks of node and database differ by more than is safe; nothing was written."""
 
     code = "CLOCK_SKEW"
     hint = "set both clocks by NTP; recorded_at never goes backwards, so a wrong clock would stay"

@@ -206,8 +206,8 @@ def _rebuild(
         return e.EntityDeleted(tuple((n[0], n[-1]) for n in names))
     if kind is e.Overloaded:
         return e.Overloaded(message, after or timedelta(milliseconds=100))
-    if kind in (e.Unavailable, e.OutcomeUnknown):
-        return kind(message)
+    if kind is e.Unavailable and after is not None:
+        return e.Unavailable(message, after)
     return kind(message) if kind not in _NEEDS_FIELDS else e.EverstateError(message)
 
 

@@ -36,6 +36,11 @@ MAX_MESSAGE_BYTES = Limits().message_bytes - 1_000
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
 SWEEP_SECONDS = 0.05
 
+_WRITE_FAILED = "Internal error from Core"
+"""What grpc.aio puts in the place of a call's status when a write fails as the call ends: no node
+said it, the connection went away (github.com/grpc/grpc/issues/36066).
+"""
+
 
 @dataclass(slots=True, eq=False)
 class Waiting:
@@ -90,6 +95,8 @@ class AppendPipe:
                     await self._room.wait()
             except TimeoutError:
                 raise DeadlineExceeded("too much waits; the append was not sent") from None
+            if self._closed:
+                raise Unavailable("the client is closed")
         number = self._next_id
         self._next_id = number + 1
         waiting = Waiting(
@@ -175,6 +182,8 @@ class AppendPipe:
                 task.cancel()
             ends = await asyncio.gather(*tasks, return_exceptions=True)
         if isinstance(ends[0], grpc.aio.AioRpcError):
+            if ends[0].details() == _WRITE_FAILED:
+                return Unavailable("the connection to the node broke")
             return to_error(ends[0])
         return Unavailable("the node ended the stream")
 

@@ -1,0 +1,489 @@
+-- The schema as all migrations leave it, to be read from top to bottom. Made by scripts/schema from
+-- migrations/sql: do not edit it, and do not run it against a database that is to be migrated later
+-- (`everstate migrate` does that).
+
+CREATE SCHEMA everstate;
+
+-- == 0001: 0001_journal
+
+-- The journal: logs, batches, events in chunks, entities, snapshots. Written for the schema
+-- `everstate`; another schema's name is put in its place before it runs (kernel/sql.py).
+-- Why each thing is as it is: docs/explanation/storage.md.
+
+-- One row a log. Every append locks its row first; nothing on the hot path updates it, so that an
+-- old snapshot (a backup, a report) never makes it slow.
+CREATE TABLE everstate.logs (
+  log_id     int PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+  name       text COLLATE "C" NOT NULL UNIQUE CHECK (name ~ '^[a-z_][a-z0-9_]{0,39}$'),
+  chunk_size bigint NOT NULL CHECK (chunk_size BETWEEN 16 AND 1073741824),
+  epoch      int NOT NULL DEFAULT 1,
+  settings   jsonb NOT NULL DEFAULT '{}',
+  created_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- One row a commit, insert-only. The log's head is its last row; first = previous last + 1 proves
+-- that there is no hole.
+CREATE TABLE everstate.batches (
+  last_position   bigint NOT NULL,
+  first_position  bigint NOT NULL,
+  recorded_at     timestamptz NOT NULL,
+  last_entity_key bigint NOT NULL,
+  bytes_total     bigint NOT NULL,
+  log_id          int NOT NULL,
+  node            text NOT NULL,
+  digest          bytea,                       -- reserved: a hash chain over the batches
+  PRIMARY KEY (log_id, last_position)
+);
+CREATE INDEX batches_recorded_at ON everstate.batches (log_id, recorded_at, last_position);
+
+-- Dictionaries: a row is made before the first append that needs it, in its own transaction.
+CREATE TABLE everstate.entity_types (
+  type_id  int PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+  name     text COLLATE "C" NOT NULL UNIQUE,
+  settings jsonb NOT NULL DEFAULT '{}'
+);
+CREATE TABLE everstate.event_types (
+  type_id        int PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+  name           text COLLATE "C" NOT NULL,
+  content_type   text COLLATE "C" NOT NULL,
+  schema_version int NOT NULL DEFAULT 0,
+  UNIQUE (name, content_type, schema_version)
+);
+
+-- Events: by log, then by ranges of positions (chunks, made and attached ahead of need by
+-- create_chunk_v1; never PARTITION OF, no DEFAULT partition). Indexes are on the chunks.
+CREATE TABLE everstate.events (
+  position       bigint NOT NULL,
+  entity_key     bigint NOT NULL,
+  seq            bigint NOT NULL,
+  recorded_at    timestamptz NOT NULL,
+  prev_position  bigint,                       -- the entity's event before; null: its first
+  event_id       uuid NOT NULL,
+  log_id         int NOT NULL,
+  type_id        int NOT NULL,
+  entity_type_id int NOT NULL,
+  slice          smallint NOT NULL,
+  flags          smallint NOT NULL,
+  key_id         int,                          -- reserved: key of the subject
+  entity_id      text COLLATE "C" NOT NULL,
+  payload        bytea NOT NULL,
+  metadata       jsonb                         -- null when empty
+) PARTITION BY LIST (log_id);
+
+-- Chunk map: one row a chunk of a log.
+CREATE TABLE everstate.chunks (
+  log_id        int NOT NULL,
+  chunk_no      int NOT NULL,
+  first         bigint NOT NULL,
+  last          bigint NOT NULL,
+  state         text NOT NULL DEFAULT 'open'
+                CHECK (state IN ('open', 'sealed', 'archived', 'detaching', 'detached', 'dropped')),
+  generation    int NOT NULL DEFAULT 1,
+  table_name    text,
+  rows          bigint,
+  removed_count bigint NOT NULL DEFAULT 0,
+  removed       bytea,                         -- bitmap of removed positions; null: none
+  bytes         bigint,
+  seq_digest    bytea,
+  first_at      timestamptz,
+  last_at       timestamptz,
+  types         int[],
+  PRIMARY KEY (log_id, chunk_no)
+);
+
+-- The head of each entity: the compare-and-set of appends and the uniqueness of sequence numbers.
+-- Only columns that appends own, so that operations never lock what appends lock.
+CREATE TABLE everstate.entities (
+  entity_key     bigint NOT NULL,
+  last_seq       bigint NOT NULL,
+  event_count    bigint NOT NULL,
+  first_position bigint NOT NULL,
+  last_position  bigint NOT NULL,
+  log_id         int NOT NULL,
+  type_id        int NOT NULL,
+  slice          smallint NOT NULL,
+  state          smallint NOT NULL DEFAULT 0,  -- 0 active; 1 deleted; 2 tombstoned
+  entity_id      text COLLATE "C" NOT NULL,
+  PRIMARY KEY (log_id, type_id, entity_id)
+) PARTITION BY HASH (log_id, type_id, entity_id);
+
+-- What operations know of an entity.
+CREATE TABLE everstate.entity_marks (
+  log_id       int NOT NULL,
+  entity_key   bigint NOT NULL,
+  floor        bigint NOT NULL DEFAULT 1,
+  snapshot_seq bigint,
+  held         boolean NOT NULL DEFAULT false,
+  PRIMARY KEY (log_id, entity_key)
+);
+
+CREATE TABLE everstate.snapshots (
+  entity_key   bigint NOT NULL,
+  seq          bigint NOT NULL,
+  recorded_at  timestamptz NOT NULL,
+  log_id       int NOT NULL,
+  flags        smallint NOT NULL DEFAULT 0,
+  verified_at  timestamptz,
+  type         text COLLATE "C" NOT NULL,
+  content_type text COLLATE "C" NOT NULL,
+  payload      bytea NOT NULL,
+  PRIMARY KEY (log_id, entity_key, seq)
+) PARTITION BY HASH (log_id, entity_key);
+
+-- 8 parts: a batch opens each of them, and PostgreSQL 15 has 16 fast-path locks.
+DO $$
+BEGIN
+  FOR i IN 0..7 LOOP
+    EXECUTE format('CREATE TABLE everstate.entities_%s PARTITION OF everstate.entities
+      FOR VALUES WITH (MODULUS 8, REMAINDER %s) WITH (fillfactor = 80)', i, i);
+    EXECUTE format('CREATE TABLE everstate.snapshots_%s PARTITION OF everstate.snapshots
+      FOR VALUES WITH (MODULUS 8, REMAINDER %s)', i, i);
+  END LOOP;
+END $$;
+
+-- Reserved for appends on condition of tags (dynamic consistency boundaries): not used yet.
+CREATE TABLE everstate.event_tags (
+  log_id   int NOT NULL,
+  tag_hash bigint NOT NULL,
+  position bigint NOT NULL,
+  PRIMARY KEY (log_id, tag_hash, position)
+);
+
+-- Results of appends that carried an append_id, by the day inside the id (a UUIDv7).
+CREATE TABLE everstate.append_results (
+  append_id       uuid NOT NULL,
+  day             date NOT NULL,
+  log_id          int NOT NULL,
+  recorded_at     timestamptz NOT NULL,
+  first_position  bigint NOT NULL,
+  last_position   bigint NOT NULL,
+  content_hash    bytea NOT NULL,
+  first_sequences bigint[] NOT NULL,
+  PRIMARY KEY (log_id, append_id, day)
+) PARTITION BY RANGE (day);
+
+-- == 0001: create_chunk_v1
+
+-- Makes the next chunk of a log and attaches it; returns its number.
+--
+-- One caller at a time (advisory lock). ATTACH with the CHECK over both partition levels needs no
+-- scan and locks out no append (docs/explanation/storage.md); it gives up after 20 ms behind a lock
+-- (55P03), and the caller tries again.
+CREATE FUNCTION everstate.create_chunk_v1(p_log int) RETURNS int
+LANGUAGE plpgsql AS $$
+DECLARE
+  size bigint;
+  n int;
+  a bigint;
+  leaf text;
+BEGIN
+  PERFORM set_config('lock_timeout', '20ms', true);
+  PERFORM pg_advisory_xact_lock(hashtext('everstate.create_chunk'), p_log);
+  SELECT l.chunk_size INTO STRICT size FROM everstate.logs l WHERE l.log_id = p_log;
+  SELECT coalesce(max(c.chunk_no) + 1, 0), coalesce(max(c.last) + 1, 1) INTO n, a
+    FROM everstate.chunks c WHERE c.log_id = p_log;
+  leaf := format('events_%s_%s', p_log, n);
+  EXECUTE format(
+    'CREATE TABLE everstate.%1$I (LIKE everstate.events INCLUDING DEFAULTS INCLUDING STORAGE,
+       PRIMARY KEY (position), UNIQUE (entity_key, seq),
+       CONSTRAINT chunk CHECK (log_id IS NOT NULL AND log_id = %2$s
+         AND position IS NOT NULL AND position >= %3$s AND position < %4$s))',
+    leaf, p_log, a, a + size);
+  EXECUTE format(
+    'ALTER TABLE everstate.%I ATTACH PARTITION everstate.%I FOR VALUES FROM (%s) TO (%s)',
+    format('events_%s', p_log), leaf, a, a + size);
+  INSERT INTO everstate.chunks (log_id, chunk_no, first, last, table_name)
+    VALUES (p_log, n, a, a + size - 1, leaf);
+  RETURN n;
+END $$;
+
+-- == 0001: create_log_v1
+
+-- Makes a log with its first chunk; returns its id, or null when there is one of that name.
+-- The batch row of position 0 is where the first append finds the head.
+CREATE FUNCTION everstate.create_log_v1(p_name text, p_chunk_size bigint) RETURNS int
+LANGUAGE plpgsql AS $$
+DECLARE
+  l int;
+BEGIN
+  INSERT INTO everstate.logs (name, chunk_size) VALUES (p_name, p_chunk_size)
+    ON CONFLICT (name) DO NOTHING RETURNING log_id INTO l;
+  IF l IS NULL THEN
+    RETURN NULL;
+  END IF;
+  PERFORM set_config('lock_timeout', '20ms', true);
+  EXECUTE format('CREATE TABLE everstate.%I (LIKE everstate.events INCLUDING DEFAULTS INCLUDING STORAGE)
+    PARTITION BY RANGE (position)', format('events_%s', l));
+  EXECUTE format('ALTER TABLE everstate.events ATTACH PARTITION everstate.%I FOR VALUES IN (%s)',
+    format('events_%s', l), l);
+  INSERT INTO everstate.batches
+      (log_id, last_position, first_position, recorded_at, last_entity_key, bytes_total, node)
+    VALUES (l, 0, 1, clock_timestamp(), 0, 0, '');
+  PERFORM everstate.create_chunk_v1(l);
+  RETURN l;
+END $$;
+
+-- == 0001: prepare_append_results_v1
+
+-- Makes the days of append_results from p_from to p_to and drops those before p_keep_from.
+-- Returns how many partitions it made and dropped. ATTACH, so that it stalls no append.
+CREATE FUNCTION everstate.prepare_append_results_v1(p_from date, p_to date, p_keep_from date)
+RETURNS int LANGUAGE plpgsql AS $$
+DECLARE
+  d date;
+  leaf text;
+  changed int := 0;
+BEGIN
+  PERFORM set_config('lock_timeout', '20ms', true);
+  PERFORM pg_advisory_xact_lock(hashtext('everstate.append_results'), 0);
+  FOR d IN SELECT generate_series(p_from, p_to, interval '1 day')::date LOOP
+    leaf := 'append_results_' || to_char(d, 'YYYYMMDD');
+    IF to_regclass(format('everstate.%I', leaf)) IS NULL THEN
+      EXECUTE format(
+        'CREATE TABLE everstate.%1$I (LIKE everstate.append_results INCLUDING ALL,
+           CONSTRAINT day CHECK (day IS NOT NULL AND day >= %2$L AND day < %3$L))',
+        leaf, d, d + 1);
+      EXECUTE format(
+        'ALTER TABLE everstate.append_results ATTACH PARTITION everstate.%I FOR VALUES FROM (%L) TO (%L)',
+        leaf, d, d + 1);
+      changed := changed + 1;
+    END IF;
+  END LOOP;
+  FOR leaf IN
+    SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+    WHERE i.inhparent = 'everstate.append_results'::regclass
+      AND c.relname < 'append_results_' || to_char(p_keep_from, 'YYYYMMDD')
+  LOOP
+    EXECUTE format('DROP TABLE everstate.%I', leaf);
+    changed := changed + 1;
+  END LOOP;
+  RETURN changed;
+END $$;
+
+-- == 0001: append_batch_v1
+
+-- Appends a batch: many independent appends, each to one or several entities, in one commit.
+--
+-- The log's row is locked by a statement of its own, so that every later statement sees all earlier
+-- commits (READ COMMITTED, VOLATILE; one statement that locks and judges has a snapshot from before
+-- the wait). Positions are handed out under that lock: commit order = position order, and a rollback
+-- takes them back. Heads are probed by LATERAL … LIMIT 1 under a generic plan: a plain join becomes
+-- a scan of all heads as soon as statistics are fresh (ADR 0002).
+--
+-- Parameters. Members (one an entity of an append; members of an append stand together):
+--   a_no      number of the append, 1.. without gaps      a_type, a_id  the entity
+--   a_mode    >= 0 exact sequence, -1 any, -2 exists      a_start  its first sequence number, 0: none
+--   a_n       its events in this append                  a_bytes  their payload and metadata bytes
+-- Events, in log order: e_grp index of the member, e_idx 1..n within the member, e_back distance to
+--   the member's event before within the batch (0: it is in the log, or nowhere).
+-- Appends with an id (null arrays: none): r_no, r_id, r_day, r_hash.
+-- Snapshots (null arrays: none): s_grp index of the member.
+-- p_now is the node's clock when it sent the batch.
+--
+-- Result, one row: the head before; the time; per member: verdict (0 written, -1 written before,
+-- 1 wrong sequence, 2 does not exist, 3 deleted, 4 append id used for another content, 9 refused
+-- because of another member), sequence before (written) or found (refused), events refused before
+-- it in this batch; duplicates: append number, first and last position, time.
+--
+-- A refused append never spoils its neighbours; position = head + event's ordinal − events refused
+-- before it, so there cannot be a hole.
+CREATE FUNCTION everstate.append_batch_v1(
+  p_log int, p_now timestamptz, p_max_skew_s float8, p_node text,
+  a_no int[], a_type int[], a_id text[], a_slice smallint[], a_mode bigint[], a_start bigint[],
+  a_n int[], a_bytes bigint[],
+  e_grp int[], e_idx int[], e_back int[], e_id uuid[], e_type int[], e_payload bytea[], e_meta jsonb[],
+  r_no int[], r_id uuid[], r_day date[], r_hash bytea[],
+  s_grp int[], s_type text[], s_content_type text[], s_payload bytea[],
+  OUT o_head bigint, OUT o_at timestamptz, OUT o_verdicts int[], OUT o_sequences bigint[],
+  OUT o_shifts bigint[], OUT d_no int[], OUT d_first bigint[], OUT d_last bigint[],
+  OUT d_at timestamptz[])
+LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan AS $$
+DECLARE
+  h everstate.batches;
+  keys bigint[];      -- entity key of each member
+  prevs bigint[];     -- position of the entity's newest event before this batch
+  firsts bigint[];    -- ordinals in this batch of the member's first and last event
+  lasts bigint[];
+  counts int[];
+  ids text[] := a_id; -- expanded on assignment: subscripts take constant time
+  known int[];        -- by append: -1 or 4 where a receipt was found
+  total bigint;
+  new_keys bigint;
+  new_bytes bigint;
+  suspects bigint;
+  written bigint;
+  i int;
+  r record;
+BEGIN
+  IF current_setting('transaction_isolation') <> 'read committed' THEN
+    RAISE EXCEPTION 'append needs READ COMMITTED, not %', current_setting('transaction_isolation')
+      USING ERRCODE = 'EV001';
+  END IF;
+  IF current_setting('synchronous_commit') IN ('off', 'local', 'remote_write') THEN
+    PERFORM set_config('synchronous_commit', 'on', true);
+  END IF;
+  IF abs(extract(epoch FROM statement_timestamp() - p_now)) > p_max_skew_s THEN
+    RAISE EXCEPTION 'the clocks of node and database differ by % s, the limit is % s',
+      round(abs(extract(epoch FROM statement_timestamp() - p_now)), 1), p_max_skew_s
+      USING ERRCODE = 'EV002';
+  END IF;
+  SELECT array_agg(x.lo ORDER BY x.g), array_agg(x.hi ORDER BY x.g),
+         array_agg(CASE WHEN x.i_lo = 1 AND x.i_hi = x.n THEN x.n END ORDER BY x.g)
+    INTO firsts, lasts, counts
+    FROM (SELECT e.g, min(e.ord) AS lo, max(e.ord) AS hi, count(*)::int AS n, min(e.i) AS i_lo, max(e.i) AS i_hi
+          FROM unnest(e_grp, e_idx) WITH ORDINALITY e(g, i, ord) GROUP BY e.g) x;
+  IF counts IS DISTINCT FROM a_n OR array_position(a_no, NULL) IS NOT NULL THEN
+    RAISE EXCEPTION 'the events of a batch do not fit its members' USING ERRCODE = 'EV003';
+  END IF;
+
+  PERFORM FROM everstate.logs l WHERE l.log_id = p_log FOR UPDATE;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'there is no log %', p_log USING ERRCODE = 'EV004';
+  END IF;
+  SELECT * INTO STRICT h FROM everstate.batches b
+    WHERE b.log_id = p_log ORDER BY b.last_position DESC LIMIT 1;
+  o_head := h.last_position;
+  o_at := greatest(clock_timestamp(), h.recorded_at);  -- read after the lock: never backwards
+
+  IF r_no IS NOT NULL THEN
+    FOR r IN
+      SELECT x.no, x.hash = q.content_hash AS same, q.first_position, q.last_position, q.recorded_at
+      FROM unnest(r_no, r_id, r_day, r_hash) x(no, id, day, hash)
+      JOIN LATERAL (SELECT y.* FROM everstate.append_results y
+        WHERE y.log_id = p_log AND y.append_id = x.id AND y.day = x.day LIMIT 1) q ON true
+    LOOP
+      known := coalesce(known, array_fill(0, ARRAY[a_no[cardinality(a_no)]]));
+      IF r.same THEN
+        known[r.no] := -1;
+        d_no := d_no || r.no; d_first := d_first || r.first_position;
+        d_last := d_last || r.last_position; d_at := d_at || r.recorded_at;
+      ELSE
+        known[r.no] := 4;
+      END IF;
+    END LOOP;
+  END IF;
+
+  WITH j AS (
+    SELECT g.*, e.entity_key AS k, coalesce(e.last_seq, 0) AS cur, e.last_position AS prev,
+      CASE WHEN known[g.no] <> 0 THEN known[g.no]
+           WHEN e.state <> 0 THEN 3
+           WHEN g.mode >= 0 AND coalesce(e.last_seq, 0) <> g.mode THEN 1
+           WHEN g.mode = -2 AND e.entity_key IS NULL THEN 2
+           WHEN g.start > 0 AND e.last_seq + 1 <> g.start THEN 1
+           ELSE 0 END AS v
+    FROM unnest(a_no, a_type, a_id, a_mode, a_start, a_n, a_bytes)
+      WITH ORDINALITY g(no, type, id, mode, start, n, bytes, ord)
+    LEFT JOIN LATERAL (
+      SELECT x.entity_key, x.last_seq, x.last_position, x.state FROM everstate.entities x
+      WHERE x.log_id = p_log AND x.type_id = g.type AND x.entity_id = g.id LIMIT 1) e ON true
+  ), m AS (                                              -- all or nothing per append
+    SELECT j.*, max(j.v) OVER (PARTITION BY j.no) AS mv FROM j
+  ), p AS (
+    SELECT m.*,
+      coalesce(sum(m.n) FILTER (WHERE m.mv <> 0) OVER w, 0) AS shift,
+      coalesce(m.k, h.last_entity_key + count(*) FILTER (WHERE m.mv = 0 AND m.k IS NULL) OVER w) AS key
+    FROM m WINDOW w AS (ORDER BY m.ord)
+  )
+  SELECT array_agg(p.key ORDER BY p.ord), array_agg(p.prev ORDER BY p.ord),
+         array_agg(CASE WHEN p.k IS NULL AND p.mv = 0 AND p.start > 0 THEN p.start - 1 ELSE p.cur END ORDER BY p.ord),
+         array_agg(CASE WHEN p.v = 0 AND p.mv <> 0 THEN 9 ELSE p.v END ORDER BY p.ord),
+         array_agg(p.shift ORDER BY p.ord),
+         coalesce(sum(p.n) FILTER (WHERE p.mv = 0), 0), coalesce(sum(p.bytes) FILTER (WHERE p.mv = 0), 0),
+         count(*) FILTER (WHERE p.mv = 0 AND p.k IS NULL), count(*) FILTER (WHERE p.v = 1)
+    INTO keys, prevs, o_sequences, o_verdicts, o_shifts, total, new_bytes, new_keys, suspects FROM p;
+
+  IF suspects > 0 THEN  -- rare: is a refused append one that was written before?
+    FOR r IN
+      SELECT c.no, min(s.position) AS lo, max(s.position) AS hi, max(s.recorded_at) AS at
+      FROM (SELECT a.*, coalesce(nullif(a.start, 0) - 1, a.mode) AS base,
+                   bool_and(a.v = 1) OVER (PARTITION BY a.no) AS whole
+            FROM unnest(a_no, a_type, a_id, a_mode, a_start, o_verdicts)
+              WITH ORDINALITY a(no, type, id, mode, start, v, ord)) c
+      JOIN unnest(e_grp, e_idx, e_id) e(g, i, id) ON e.g = c.ord
+      LEFT JOIN LATERAL (
+        SELECT x.entity_key, x.first_position, x.last_position FROM everstate.entities x
+        WHERE x.log_id = p_log AND x.type_id = c.type AND x.entity_id = c.id LIMIT 1) n ON true
+      LEFT JOIN LATERAL (
+        SELECT x.position, x.recorded_at FROM everstate.events x
+        WHERE x.log_id = p_log AND x.entity_key = n.entity_key AND x.seq = c.base + e.i AND x.event_id = e.id
+          AND x.position BETWEEN n.first_position AND n.last_position LIMIT 1) s ON true
+      WHERE c.whole GROUP BY c.no HAVING bool_and(s.position IS NOT NULL)
+    LOOP
+      d_no := d_no || r.no; d_first := d_first || r.lo; d_last := d_last || r.hi; d_at := d_at || r.at;
+      i := array_position(a_no, r.no);
+      WHILE a_no[i] = r.no LOOP
+        o_verdicts[i] := -1;
+        o_sequences[i] := coalesce(nullif(a_start[i], 0) - 1, a_mode[i]);
+        i := i + 1;
+      END LOOP;
+    END LOOP;
+  END IF;
+  IF -1 = ANY (known) THEN
+    FOR r IN
+      SELECT a.ord, q.first_sequences[row_number() OVER (PARTITION BY a.no ORDER BY a.ord)] AS first
+      FROM unnest(a_no) WITH ORDINALITY a(no, ord)
+      JOIN unnest(r_no, r_id, r_day) x(no, id, day) ON x.no = a.no AND known[a.no] = -1
+      JOIN LATERAL (SELECT y.first_sequences FROM everstate.append_results y
+        WHERE y.log_id = p_log AND y.append_id = x.id AND y.day = x.day LIMIT 1) q ON true
+    LOOP
+      o_sequences[r.ord] := r.first - 1;
+    END LOOP;
+  END IF;
+
+  IF total > 0 THEN
+    INSERT INTO everstate.entities
+        (entity_key, last_seq, event_count, first_position, last_position, log_id, type_id, slice, entity_id)
+      SELECT g.key, g.seq + g.n, g.n, o_head + g.lo - g.shift, o_head + g.hi - g.shift, p_log, g.type, g.slice, g.id
+      FROM unnest(keys, o_sequences, o_verdicts, o_shifts, firsts, lasts, a_type, a_slice, a_id, a_n)
+        g(key, seq, v, shift, lo, hi, type, slice, id, n)
+      WHERE g.v = 0
+      ON CONFLICT (log_id, type_id, entity_id) DO UPDATE SET last_seq = excluded.last_seq,
+        event_count = entities.event_count + excluded.event_count, last_position = excluded.last_position;
+    INSERT INTO everstate.events
+        (position, entity_key, seq, recorded_at, prev_position, event_id, log_id, type_id, entity_type_id,
+         slice, flags, entity_id, payload, metadata)
+      SELECT o_head + e.ord - o_shifts[e.g], keys[e.g], o_sequences[e.g] + e.i, o_at,
+        CASE WHEN e.back > 0 THEN o_head + e.ord - o_shifts[e.g] - e.back ELSE prevs[e.g] END,
+        e.id, p_log, e.type, a_type[e.g], a_slice[e.g], 0, ids[e.g], e.payload, e.meta
+      FROM unnest(e_grp, e_idx, e_back, e_id, e_type, e_payload, e_meta)
+        WITH ORDINALITY e(g, i, back, id, type, payload, meta, ord)
+      WHERE o_verdicts[e.g] = 0;
+    GET DIAGNOSTICS written = ROW_COUNT;
+    IF written <> total THEN
+      RAISE EXCEPTION 'wrote % events of %', written, total USING ERRCODE = 'EV003';
+    END IF;
+    INSERT INTO everstate.batches
+        (log_id, last_position, first_position, recorded_at, last_entity_key, bytes_total, node)
+      VALUES (p_log, o_head + total, o_head + 1, o_at, h.last_entity_key + new_keys, h.bytes_total + new_bytes, p_node);
+    IF s_grp IS NOT NULL THEN
+      INSERT INTO everstate.snapshots (entity_key, seq, recorded_at, log_id, type, content_type, payload)
+        SELECT keys[s.g], o_sequences[s.g] + a_n[s.g], o_at, p_log, s.type, s.content_type, s.payload
+        FROM unnest(s_grp, s_type, s_content_type, s_payload) s(g, type, content_type, payload)
+        WHERE o_verdicts[s.g] = 0;
+    END IF;
+    IF r_no IS NOT NULL THEN
+      INSERT INTO everstate.append_results
+          (append_id, day, log_id, recorded_at, first_position, last_position, content_hash, first_sequences)
+        SELECT x.id, x.day, p_log, o_at, m.lo, m.hi, x.hash, m.sequences
+        FROM unnest(r_no, r_id, r_day, r_hash) x(no, id, day, hash)
+        JOIN (SELECT a.no, min(o_head + a.lo - a.shift) AS lo, max(o_head + a.hi - a.shift) AS hi,
+                     array_agg(a.seq + 1 ORDER BY a.ord) AS sequences
+              FROM unnest(a_no, o_sequences, o_verdicts, o_shifts, firsts, lasts)
+                WITH ORDINALITY a(no, seq, v, shift, lo, hi, ord)
+              WHERE a.v = 0 GROUP BY a.no) m ON m.no = x.no;
+    END IF;
+  END IF;
+END $$;
+
+-- == 0001: 0001_logs
+
+-- The users' log, and Everstate's own (audit); nothing but users' appends enters `default`.
+SELECT everstate.create_log_v1('default', 4194304);
+SELECT everstate.create_log_v1('_system', 4194304);
+
+-- What Alembic keeps.
+CREATE TABLE everstate.alembic_version (
+  version_num varchar(32) NOT NULL,
+  CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
+);
+INSERT INTO everstate.alembic_version (version_num) VALUES ('0001');
