@@ -283,6 +283,8 @@ def _connect_options(settings: DatabaseSettings) -> dict[str, Any]:
             "default_transaction_isolation": "read committed",
             "timezone": "UTC",
             "jit": "off",
+            # A kept plan that was made while a table was small would scan it when it has grown.
+            "enable_seqscan": "off",
         },
     }
 

@@ -268,7 +268,8 @@ END $$;
 -- commits (READ COMMITTED, VOLATILE; one statement that locks and judges has a snapshot from before
 -- the wait). Positions are handed out under that lock: commit order = position order, and a rollback
 -- takes them back. Heads are probed by LATERAL … LIMIT 1 under a generic plan: a plain join becomes
--- a scan of all heads as soon as statistics are fresh (ADR 0002).
+-- a scan of all heads as soon as statistics are fresh (ADR 0002). Sequential scans are off: a plan made
+-- and kept while the tables are small would scan them when they have grown.
 --
 -- Parameters. Members (one an entity of an append; members of an append stand together):
 --   a_no      number of the append, 1.. without gaps      a_type, a_id  the entity
@@ -297,7 +298,7 @@ CREATE FUNCTION everstate.append_batch_v1(
   OUT o_head bigint, OUT o_at timestamptz, OUT o_verdicts int[], OUT o_sequences bigint[],
   OUT o_shifts bigint[], OUT d_no int[], OUT d_first bigint[], OUT d_last bigint[],
   OUT d_at timestamptz[])
-LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan AS $$
+LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
 DECLARE
   h everstate.batches;
   keys bigint[];      -- entity key of each member

@@ -27,6 +27,9 @@ Context = Any  # grpc.aio.ServicerContext; its stubs know nothing of our message
 STREAM_WINDOW_BYTES = 2_000_000
 """What one AppendStream may have waiting, results that the client has not read included."""
 
+SLICE = 32
+"""Appends of a message taken at once, before the first of them may be committed: ADR 0009."""
+
 REFUSAL_BYTES = 1_000
 """What a result that was refused before it was queued takes of the window."""
 
@@ -347,7 +350,9 @@ class AppendStream:
                 if isinstance(request, BadMessage):
                     raise InvalidArgument("message", request.reason)
                 now = loop.time()
-                for item in request.appends:
+                for count, item in enumerate(request.appends, 1):
+                    if count % SLICE == 0:
+                        await asyncio.sleep(0)  # the first of them may be on their way meanwhile
                     if self._held > STREAM_WINDOW_BYTES:
                         await self._window()
                     await self._submit(item, now)

@@ -8,7 +8,6 @@ import json
 import signal
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -23,18 +22,10 @@ from tests.support import (
     Node,
     clean_env,
     eventually,
-    migrated,
     one,
     start,
     verified,
 )
-
-
-@pytest.fixture
-def postgres(tmp_path: Path) -> Iterator[DevDatabase]:
-    """A server that a test may kill."""
-    with migrated(tmp_path) as server:
-        yield server
 
 
 @pytest.fixture
