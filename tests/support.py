@@ -21,7 +21,10 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
+
+import psycopg
 
 from everstate.commands.database import upgrade
 from everstate.lifecycle import free_port
@@ -337,6 +340,13 @@ def migrated(folder: Path, **settings: str) -> Any:
     with DevDatabase(folder / "pg", settings=settings) as server:
         upgrade(server.dsn(), "everstate")
         yield server
+
+
+def make_database(executor: SimpleNamespace, name: str) -> str:
+    where = f"host={executor.host} port={executor.port} user=everstate"
+    with psycopg.connect(f"{where} dbname=postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return f"postgresql://everstate@/{name}?host={executor.host}&port={executor.port}"
 
 
 # -- waiting -------------------------------------------------------------------------------------

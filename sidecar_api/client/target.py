@@ -38,7 +38,7 @@ class Target:
             )
         if parts.username or parts.password or parts.query:
             raise ConfigurationError(
-                "EVERSTATE_URL: holds no user name, password or query; secrets do not belong in URLs"
+                "EVERSTATE_URL: no user name, password or query; secrets do not belong in URLs"
             )
         return cls(
             parts.hostname, port, parts.path.strip("/") or "default", parts.scheme.endswith("tls")

@@ -196,7 +196,9 @@ if flag.exists():
 flag.touch()
 """
     dev = start(MIGRATE, once + SERVE)
-    os.kill(int(dev.until(r"node \| pid (\d+)")[1]), signal.SIGKILL)
+    pid = int(dev.until(r"node \| pid (\d+)")[1])
+    dev.until("node .*ready")
+    os.kill(pid, signal.SIGKILL)
     pauses = [float(dev.until(r"again in (\d\.\d) s")[1]) for _ in range(4)]
     assert pauses[3] > pauses[0]
     assert "node | error: not now" in dev.lines

@@ -144,8 +144,10 @@ def test_nobody_serves_a_folder_just_because_a_process_works_in_it(
     ("log", "words"),
     [
         (
-            '2026-01-01 10:00:00.000 UTC [7] FATAL:  could not create lock file "x"\n'
-            "2026-01-01 10:00:00.001 UTC [7] LOG:  database system is shut down\n",
+            (
+                '2026-01-01 10:00:00.000 UTC [7] FATAL:  could not create lock file "x"\n'
+                "2026-01-01 10:00:00.001 UTC [7] LOG:  database system is shut down\n"
+            ),
             'could not create lock file "x"',
         ),
         ("creating\ninitdb: error: no space\ninitdb: removing data\n", "no space"),
