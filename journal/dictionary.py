@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from operator import itemgetter
 
 from journal.rows import EventRow, Names
 from kernel import sql
 from kernel.database import Database
+
+_TYPE, _ENTITY_TYPE = itemgetter(5), itemgetter(6)
 
 
 class Dictionary(Names):
@@ -70,14 +73,14 @@ class Dictionary(Names):
 
     async def learn_rows(self, rows: Iterable[EventRow], timeout: float | None) -> None:
         """Makes every type id in ``rows`` known."""
-        unknown = {row[5] for row in rows} - self.event_types.keys()
+        unknown = set(map(_TYPE, rows)) - self.event_types.keys()
         if unknown:
             self.learn_event_types(
                 await self._database.fetch(
                     self._sql["event_type_names"], list(unknown), timeout=timeout
                 )
             )
-        unknown = {row[6] for row in rows} - self.entity_types.keys()
+        unknown = set(map(_ENTITY_TYPE, rows)) - self.entity_types.keys()
         if unknown:
             self.learn_entity_types(
                 await self._database.fetch(

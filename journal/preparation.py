@@ -118,8 +118,10 @@ def check_entity(field_prefix: str, entity_type: str, entity_id: str, limits: Li
     check_text(f"{field_prefix}entity_id", entity_id, limits.entity_id_chars)
 
 
-def expected_mode(name: str, expected: Any) -> int:
-    """The mode of an expected state: ≥ 0 exact, `MODE_ANY`, `MODE_EXISTS`."""
+def expected_mode(index: int, expected: Any) -> int:
+    """The mode of the expected state of an append's ``index``-th entity: ≥ 0 exact, `MODE_ANY`,
+    `MODE_EXISTS`.
+    """
     if isinstance(expected, int):
         mode = expected
     elif isinstance(expected, Expectation):
@@ -134,7 +136,7 @@ def expected_mode(name: str, expected: Any) -> int:
             return MODE_EXISTS if which == "exists" else MODE_ANY
     if not 0 <= mode <= MAX_SEQUENCE:
         raise InvalidArgument(
-            f"{name}.expected.sequence", f"{mode} is not within 0..{MAX_SEQUENCE}"
+            f"entities[{index}].expected.sequence", f"{mode} is not within 0..{MAX_SEQUENCE}"
         )
     return mode
 
@@ -240,6 +242,8 @@ class Preparer:
 
         members: list[MemberRow] = []
         keys: list[str] = []
+        # A message's absent snapshot is an empty one; a dataclass has None.
+        message = getattr(append, "DESCRIPTOR", None)
         snapshots: list[tuple[int, str, str, bytes]] = []
         exact = True
         for i, entity in enumerate(entities):
@@ -247,7 +251,7 @@ class Preparer:
             self._check_name(i, entity_type, entity_id)
             if counts[i] == 0:
                 raise InvalidArgument(f"entities[{i}]", "no event names it")
-            mode = expected_mode(f"entities[{i}]", entity.expected)
+            mode = expected_mode(i, entity.expected)
             start = entity.first_sequence
             if not 0 <= start <= MAX_SEQUENCE:
                 raise InvalidArgument(
@@ -273,7 +277,7 @@ class Preparer:
                 )
             )
             keys.append(key)
-            snapshot = _snapshot_of(entity)
+            snapshot = entity.snapshot if message is None or entity.HasField("snapshot") else None
             if snapshot is not None:
                 snapshots.append(self._snapshot(i, snapshot))
         if width > 1 and len(set(keys)) != width:
@@ -375,13 +379,6 @@ class Preparer:
         prepared.content_hash = _content_hash(prepared, own_ids)
         prepared.keys = (*prepared.keys, append_id)
         prepared.retry_safe = True
-
-
-def _snapshot_of(entity: Any) -> Any:
-    has_field = getattr(entity, "HasField", None)
-    if has_field is not None:
-        return entity.snapshot if has_field("snapshot") else None
-    return entity.snapshot
 
 
 def _content_hash(prepared: PreparedAppend, own_ids: bool) -> bytes:

@@ -26,7 +26,7 @@ from kernel.database import Database
 from kernel.errors import DeadlineExceeded, EntityNotFound
 
 BATCH_ROWS = 1_000
-BATCH_BYTES = 128 * 1024
+BATCH_BYTES = 160 * 1024
 """Payload bytes after which a batch ends; the event that crosses it is its last."""
 
 _FILTER_WINDOW, _MAX_FILTER_WINDOW = 4_000, 64_000
@@ -110,7 +110,10 @@ class Reader:
             )
             await self._names.learn_rows(rows, left())
             wanted -= len(rows)
-            whole = len(rows) < limit and _payload_bytes(rows) < BATCH_BYTES
+            if filters:
+                whole = len(rows) < limit and _payload_bytes(rows) < BATCH_BYTES
+            else:
+                whole = not rows or rows[-1][0] == (span[0] if backwards else span[1])
             if backwards:
                 high = span[0] - 1 if whole else rows[-1][0] - 1
             else:

@@ -239,10 +239,13 @@ class StoreJournal:
         _, places, backs, uuids, kinds, payloads, metadata = zip(
             *chain.from_iterable(a.events for a in batch), strict=True
         )
+        # Arrays that hold nothing are null: each costs both sides for every element.
         return [
             log_id, clock.now(), self.settings.max_clock_skew.total_seconds(), self.settings.node,
-            numbers, [entity_ids[t] for t in types], ids, slices, modes, starts, counts, sizes,
-            groups, places, backs, uuids, [event_ids[k] for k in kinds], payloads, metadata,
+            numbers, [entity_ids[t] for t in types], ids, slices, modes,
+            starts if any(starts) else None, counts, sizes, groups, places,
+            backs if any(backs) else None, uuids, [event_ids[k] for k in kinds], payloads,
+            metadata if any(metadata) else None,
             *(zip(*receipts, strict=True) if receipts else [None] * 4),
             *(zip(*snapshots, strict=True) if snapshots else [None] * 4),
         ]  # fmt: skip

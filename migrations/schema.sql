@@ -273,10 +273,12 @@ END $$;
 --
 -- Parameters. Members (one an entity of an append; members of an append stand together):
 --   a_no      number of the append, 1.. without gaps      a_type, a_id  the entity
---   a_mode    >= 0 exact sequence, -1 any, -2 exists      a_start  its first sequence number, 0: none
+--   a_mode    >= 0 exact sequence, -1 any, -2 exists      a_start  its first sequence number, 0: none;
+--   null array: none for all
 --   a_n       its events in this append                  a_bytes  their payload and metadata bytes
 -- Events, in log order: e_grp index of the member, e_idx 1..n within the member, e_back distance to
---   the member's event before within the batch (0: it is in the log, or nowhere).
+--   the member's event before within the batch (0: it is in the log, or nowhere; null array: all 0);
+--   e_meta null array: none has metadata.
 -- Appends with an id (null arrays: none): r_no, r_id, r_day, r_hash.
 -- Snapshots (null arrays: none): s_grp index of the member.
 -- p_now is the node's clock when it sent the batch.
