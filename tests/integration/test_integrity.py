@@ -43,7 +43,7 @@ async def filled(store: StoreJournal) -> StoreJournal:
             2,
         ),
         (
-            "UPDATE everstate.events SET recorded_at = '2001-01-01' WHERE log_id = 1 AND position = 5",
+            "UPDATE everstate.events SET recorded_at = '2001-01-01' WHERE position = 5",
             "the event at 5 is older than the one before it",
             0,
         ),
