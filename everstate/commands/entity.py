@@ -59,6 +59,12 @@ def list_entities(
     wait: Wait = 0.0,
 ) -> None:
     """List entities by type and id."""
+    from kernel.errors import InvalidArgument
+
+    if entity_type and type_ and entity_type != type_:
+        raise InvalidArgument(
+            "--type", f"{type_!r} is not the type {entity_type!r} named before it"
+        )
 
     async def work(client: Client) -> None:
         token, left = "", limit
