@@ -124,6 +124,28 @@ async def test_a_long_read_comes_in_batches_that_join_without_a_seam(subject: Su
     assert found == list(range(1, 2701))
 
 
+async def test_large_events_come_in_smaller_batches_that_join_without_a_seam(
+    subject: Subject,
+) -> None:
+    for kind in ("One", "Two"):
+        order = (0, 0, 1) * 100
+        sent = tuple(event(member, b"x" * 2_000, kind=kind) for member in order)
+        await subject.append(entity("a"), entity("b", kind="order"), events=sent)
+    carts = [n for n in range(1, 601) if n % 3]
+    for query, expected in (
+        ({}, list(range(1, 601))),
+        ({"entity_types": ("cart",)}, carts),
+        ({"entity_types": ("cart",), "event_types": ("Two",)}, [n for n in carts if n > 300]),
+        ({"entity_types": ("cart",), "max_events": 250}, carts[:250]),
+    ):
+        assert await subject.positions(**query) == expected
+        if "max_events" not in query:
+            assert await subject.positions(**query, backwards=True) == expected[::-1]
+    backwards = await subject.positions(entity_types=("cart",), backwards=True, max_events=250)
+    assert backwards == carts[::-1][:250]
+    assert await subject.sequences("a") == list(range(1, 401))
+
+
 async def test_a_read_ends_at_the_head_it_began_with(subject: Subject) -> None:
     await subject.append(entity("a"), events=events(1000))
     await subject.append(entity("a"), events=events(1000))
@@ -205,6 +227,9 @@ async def test_loading_gives_the_entity_and_its_events_in_order(subject: Subject
     ("query", "expected"),
     [
         ({"after_sequence": 3}, [4, 5]),
+        ({"after_sequence": 4}, [5]),
+        ({"after_sequence": 2, "to_sequence": 3}, [3]),
+        ({"to_sequence": 1}, [1]),
         ({"after_sequence": 5}, []),
         ({"after_sequence": 99}, []),
         ({"to_sequence": 2}, [1, 2]),
