@@ -2,6 +2,9 @@
 
 Times are left out of what is compared; everything else is equal, errors and their details too.
 The store runs on a loop of its own, because the rules of a state machine are plain functions.
+
+A failure shows the history as it was found; with SHRINK=1 in the environment it is made small
+first, which may take minutes.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
@@ -302,6 +305,8 @@ def test_store_and_reference_model_agree_on_random_histories(stores: Stores) -> 
             deadline=None,
             database=None,
             derandomize="CI" in os.environ,
+            report_multiple_bugs=False,
+            phases=[Phase.generate, *([Phase.shrink] if "SHRINK" in os.environ else [])],
             suppress_health_check=list(HealthCheck),
         ),
     )
