@@ -13,6 +13,8 @@ import binascii
 import contextlib
 import gzip
 import io
+import json
+import re
 import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -54,6 +56,7 @@ RUN_EVENTS = 256
 RUN_BYTES = 1_000_000
 MAX_LINE_BYTES = 8_000_000
 
+_LONG_NUMBER = re.compile(rb"[0-9]{19}").search
 _TEXTS = ("correlation_id", "causation_id", "traceparent", "subject")
 _KEYS = frozenset(
     (
@@ -111,6 +114,8 @@ class Parser:
             raise InvalidArgument("line", f"is not JSON: {error.msg}") from None
         if not isinstance(row, dict):
             raise InvalidArgument("line", "is not a JSON object")
+        if _LONG_NUMBER(text):
+            json.loads(text, parse_int=_checked_int)
         unknown = sorted(row.keys() - _KEYS)
         if unknown:
             raise InvalidArgument(f"{unknown[0]:.60}", "is not a field of import lines")
@@ -163,6 +168,13 @@ class Parser:
             traceparent=_text(row, "traceparent", ""),
             subject=_text(row, "subject", ""),
         )
+
+
+def _checked_int(digits: str) -> int:
+    """An integer that keeps its value; orjson would make a rounded double of a larger one."""
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**64:
+        raise InvalidArgument("number", f"{digits:.40} does not fit into 64 bits; send it as text")
+    return int(digits)
 
 
 def _text(

@@ -306,3 +306,16 @@ def test_a_run_of_lines_becomes_one_append_with_exact_states() -> None:
     assert [event.entity for event in append.events] == [0, 1, 0]
     assert [e.event_id for e in append.events] == [line.event.event_id for line in lines[2:]]
     assert append.append_id == ""
+
+
+@pytest.mark.parametrize("number", ["18446744073709551616", "-9223372036854775809", "1" * 100])
+def test_a_number_that_would_lose_digits_is_refused_and_named(number: str) -> None:
+    line = f'{{"entity_type":"t","entity_id":"a","type":"E","data":{{"n":{number}}}}}'
+    with pytest.raises(InvalidArgument, match=r"line 7: number: .* does not fit into 64 bits"):
+        Parser(Limits()).parse(7, line.encode())
+
+
+def test_numbers_of_64_bits_and_long_digits_in_text_are_kept() -> None:
+    data = b'{"n":18446744073709551615,"m":-9223372036854775808,"t":"' + b"1" * 40 + b'"}'
+    line = b'{"entity_type":"t","entity_id":"a","type":"E","data":' + data + b"}"
+    assert Parser(Limits()).parse(1, line).event.payload == data
