@@ -20,10 +20,13 @@ RUN awk '/^[a-z]/ { ours = /^(hatchling|packaging|pathspec|pluggy|tomlkit|trove-
  && /opt/backend/bin/pip install --require-hashes --only-binary :all: -r requirements/backend.txt
 
 COPY pyproject.toml README.md LICENSE ./
+COPY admin_ui admin_ui
 COPY everstate everstate
 COPY journal journal
 COPY kernel kernel
 COPY migrations migrations
+COPY projections projections
+COPY schemas schemas
 COPY sidecar_api sidecar_api
 RUN /opt/backend/bin/hatchling build -t wheel -d /build/wheel \
  && /opt/everstate/bin/pip install --no-deps --no-index /build/wheel/*.whl \

@@ -46,6 +46,10 @@ EXIT_CODES: Mapping[type[e.EverstateError], int] = {
     e.DeadlineExceeded: 6,
     e.Cancelled: 130,
     e.CorruptLog: 1,
+    e.LeaseLost: 4,
+    e.Unauthenticated: 4,
+    e.PermissionDenied: 4,
+    e.Conflict: 4,
 }
 
 app = typer.Typer(

@@ -294,3 +294,31 @@ class CorruptLog(EverstateError):
 
     code = "CORRUPT_LOG"
     hint = "stop writing, keep the database as it is, run `everstate log verify`"
+
+
+class LeaseLost(EverstateError):
+    """Another process has taken over this work; nothing of it was committed here."""
+
+    code = "LEASE_LOST"
+    hint = "nothing to do: the other process goes on where the last commit was"
+
+
+class Unauthenticated(EverstateError):
+    """The caller is not known: no token, or one that is unknown or has expired."""
+
+    code = "UNAUTHENTICATED"
+    hint = "set EVERSTATE_TOKEN or EVERSTATE_TOKEN_FILE to a token that is valid"
+
+
+class PermissionDenied(EverstateError):
+    """The caller is known and may not do this."""
+
+    code = "PERMISSION_DENIED"
+    hint = "ask for a token of a higher role: viewer, operator, admin"
+
+
+class Conflict(EverstateError):
+    """The thing is in a state that does not allow this; nothing was changed."""
+
+    code = "CONFLICT"
+    hint = "look at it again, then decide again"

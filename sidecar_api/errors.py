@@ -50,6 +50,10 @@ CODES: Mapping[type[e.EverstateError], grpc.StatusCode] = {
     e.AddressInUse: grpc.StatusCode.FAILED_PRECONDITION,
     e.FolderInUse: grpc.StatusCode.FAILED_PRECONDITION,
     e.CorruptLog: grpc.StatusCode.DATA_LOSS,
+    e.LeaseLost: grpc.StatusCode.ABORTED,
+    e.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    e.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
+    e.Conflict: grpc.StatusCode.FAILED_PRECONDITION,
 }
 
 _BY_REASON: Mapping[str, type[e.EverstateError]] = {kind.code: kind for kind in CODES}

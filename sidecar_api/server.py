@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -26,12 +26,10 @@ from kernel.errors import (
     InvalidArgument,
 )
 from sidecar_api.errors import DETAILS_BYTES, to_status
-from sidecar_api.generated import journal_pb2 as pb
-from sidecar_api.services.journal import BadMessage, JournalService
+from sidecar_api.services.calls import BadMessage, Service
+from sidecar_api.services.journal import JournalService
 
 log = structlog.get_logger(__name__)
-
-SERVICE = pb.DESCRIPTOR.services_by_name["JournalService"].full_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +51,7 @@ class ServerSettings:
 
 
 class NodeServer:
-    """Serves a journal over gRPC. `start` binds, `stop` drains."""
+    """Serves a journal, and further services, over gRPC. `start` binds, `stop` drains."""
 
     def __init__(
         self,
@@ -62,9 +60,11 @@ class NodeServer:
         *,
         version: str = "",
         database_version: str = "",
+        services: Sequence[Service] = (),
     ) -> None:
         self._settings = settings
-        self._service = JournalService(store, version, database_version)
+        journal = JournalService(store, version, database_version)
+        self._services: tuple[Service, ...] = (journal, *services)
         message_bytes = store.settings.limits.message_bytes
         self._server = grpc.aio.server(
             options=[
@@ -81,9 +81,10 @@ class NodeServer:
         )
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        self._server.add_generic_rpc_handlers((self._handlers(),))
+        self._server.add_generic_rpc_handlers(tuple(map(_handlers, self._services)))
+        names = [service.name for service in self._services]
         reflection.enable_server_reflection(
-            (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+            (*names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
         self.port = settings.port
 
@@ -133,48 +134,33 @@ class NodeServer:
             if serving
             else health_pb2.HealthCheckResponse.NOT_SERVING
         )
-        for name in ("", SERVICE):
+        for name in ("", *(service.name for service in self._services)):
             await self._health.set(name, status)
 
     async def stop(self, drain: timedelta | None = None) -> None:
         """Takes no more calls, lets those under way finish within the drain time."""
         with contextlib.suppress(Exception):
             await self.set_serving(False)
-        self._service.drain()
+        for service in self._services:
+            service.drain()
         await self._server.stop((drain or self._settings.drain).total_seconds())
 
-    def _handlers(self) -> Any:
-        service = self._service
-        methods: dict[str, Any] = {}
-        unary: tuple[tuple[str, type[Message], Callable[[Any, Any], Awaitable[Any]]], ...] = (
-            ("Append", pb.AppendRequest, service.append),
-            ("GetEntity", pb.GetEntityRequest, service.get_entity),
-            ("ListEntities", pb.ListEntitiesRequest, service.list_entities),
-            ("GetLog", pb.GetLogRequest, service.get_log),
-            ("ListLogs", pb.ListLogsRequest, service.list_logs),
-            ("CreateLog", pb.CreateLogRequest, service.create_log),
-            ("GetPositionAt", pb.GetPositionAtRequest, service.get_position_at),
-            ("GetServerInfo", pb.GetServerInfoRequest, service.get_server_info),
-        )
-        for name, request, call in unary:
-            methods[name] = grpc.unary_unary_rpc_method_handler(
-                guarded(name, call), _reader(request), _encode
+
+def _handlers(service: Service) -> grpc.GenericRpcHandler:
+    make = {
+        "unary": grpc.unary_unary_rpc_method_handler,
+        "stream": grpc.unary_stream_rpc_method_handler,
+        "both": grpc.stream_stream_rpc_method_handler,
+    }
+    return grpc.method_handlers_generic_handler(
+        service.name,
+        {
+            method.name: make[method.kind](
+                guarded(method.name, method.call), _reader(method.request), _encode
             )
-        streams: tuple[tuple[str, type[Message], Callable[[Any, Any], Awaitable[Any]]], ...] = (
-            ("LoadEntity", pb.LoadEntityRequest, service.load_entity),
-            ("ReadLog", pb.ReadLogRequest, service.read_log),
-            ("VerifyLog", pb.VerifyLogRequest, service.verify_log),
-        )
-        for name, request, call in streams:
-            methods[name] = grpc.unary_stream_rpc_method_handler(
-                guarded(name, call), _reader(request), _encode
-            )
-        methods["AppendStream"] = grpc.stream_stream_rpc_method_handler(
-            guarded("AppendStream", service.append_stream),
-            _reader(pb.AppendStreamRequest),
-            _encode,
-        )
-        return grpc.method_handlers_generic_handler(SERVICE, methods)
+            for method in service.methods()
+        },
+    )
 
 
 def _encode(message: Any) -> bytes:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
-
-from alembic import context, op
-
-from kernel.sql import in_schema
+from migrations import scripts
 
 revision = "0001"
 down_revision = None
@@ -25,21 +21,7 @@ SCRIPTS = (
 
 def upgrade() -> None:
     """Makes everything; the logs ``default`` and ``_system`` are empty."""
-    schema: str = context.config.attributes["schema"]
-    for name in SCRIPTS:
-        script = in_schema(
-            files("migrations").joinpath("sql", f"{name}.sql").read_text("utf-8"), schema
-        )
-        if context.is_offline_mode():
-            context.get_context().impl.static_output(script)
-            continue
-        bind = op.get_bind()
-        # SQLAlchemy begins its transaction with the first statement that goes through it; several
-        # statements at once only the driver can take.
-        bind.exec_driver_sql("SELECT 1")
-        connection = bind.connection.dbapi_connection
-        assert connection is not None
-        connection.run_async(lambda driver, text=script: driver.execute(text))
+    scripts.run(SCRIPTS)
 
 
 def downgrade() -> None:

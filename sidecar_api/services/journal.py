@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from kernel.errors import DeadlineExceeded, EverstateError, InvalidArgument
 from sidecar_api import convert
 from sidecar_api.errors import to_status
 from sidecar_api.generated import journal_pb2 as pb
+from sidecar_api.services.calls import BadMessage, Method
 
 T = TypeVar("T")
 Context = Any  # grpc.aio.ServicerContext; its stubs know nothing of our messages
@@ -69,6 +70,25 @@ class JournalService:
         self._streams: set[AppendStream] = set()
         self._draining = False
         self._permits = Permits(READS_AHEAD)
+
+    name = pb.DESCRIPTOR.services_by_name["JournalService"].full_name
+
+    def methods(self) -> Sequence[Method]:
+        """See `sidecar_api.services.calls.Service.methods`."""
+        return (
+            Method("Append", "unary", pb.AppendRequest, self.append),
+            Method("AppendStream", "both", pb.AppendStreamRequest, self.append_stream),
+            Method("LoadEntity", "stream", pb.LoadEntityRequest, self.load_entity),
+            Method("ReadLog", "stream", pb.ReadLogRequest, self.read_log),
+            Method("GetEntity", "unary", pb.GetEntityRequest, self.get_entity),
+            Method("ListEntities", "unary", pb.ListEntitiesRequest, self.list_entities),
+            Method("GetLog", "unary", pb.GetLogRequest, self.get_log),
+            Method("ListLogs", "unary", pb.ListLogsRequest, self.list_logs),
+            Method("CreateLog", "unary", pb.CreateLogRequest, self.create_log),
+            Method("GetPositionAt", "unary", pb.GetPositionAtRequest, self.get_position_at),
+            Method("VerifyLog", "stream", pb.VerifyLogRequest, self.verify_log),
+            Method("GetServerInfo", "unary", pb.GetServerInfoRequest, self.get_server_info),
+        )
 
     def drain(self) -> None:
         """Append streams read no more: each ends after the results of what it holds."""
@@ -396,12 +416,3 @@ class AppendStream:
             await write(self._context, response, STALLED_RESULTS_SECONDS)
             self._held -= freed
             self._changed.set()
-
-
-class BadMessage:
-    """Stands for a request that is not a message of its type."""
-
-    __slots__ = ("reason",)
-
-    def __init__(self, reason: str) -> None:
-        self.reason = reason

@@ -22,7 +22,8 @@ from sidecar_api.client import Append as ModelAppend
 from sidecar_api.client import Client, EntityAppend, NewEvent
 from sidecar_api.generated import journal_pb2 as pb
 from sidecar_api.generated import journal_pb2_grpc
-from sidecar_api.server import SERVICE, NodeServer
+from sidecar_api.server import NodeServer
+from sidecar_api.services.journal import JournalService
 
 Stub = Any
 
@@ -173,7 +174,7 @@ async def test_a_refused_append_fails_neither_its_message_nor_its_stream(stub: S
 
 async def test_a_message_that_is_not_utf8_is_invalid_argument(node: NodeServer) -> None:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{node.port}") as channel:
-        raw = channel.unary_unary(f"/{SERVICE}/GetLog")
+        raw = channel.unary_unary(f"/{JournalService.name}/GetLog")
         code, details = await failure_of(raw(b"\x0a\x02\xff\xfe"))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert details["BadRequest"].field_violations[0].field == "message"
@@ -182,7 +183,7 @@ async def test_a_message_that_is_not_utf8_is_invalid_argument(node: NodeServer) 
 async def test_health_says_serving_until_the_node_drains(node: NodeServer) -> None:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{node.port}") as channel:
         health = health_pb2_grpc.HealthStub(channel)
-        watch = health.Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+        watch = health.Watch(health_pb2.HealthCheckRequest(service=JournalService.name))
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
         stopping = asyncio.create_task(node.stop(timedelta(seconds=5)))
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
@@ -195,8 +196,10 @@ async def test_reflection_lists_the_journal_and_its_descriptor(node: NodeServer)
         call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo()
         await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
         listed = (await call.read()).list_services_response.service
-        assert SERVICE in {service.name for service in listed}
-        await call.write(reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE))
+        assert JournalService.name in {service.name for service in listed}
+        await call.write(
+            reflection_pb2.ServerReflectionRequest(file_containing_symbol=JournalService.name)
+        )
         assert (await call.read()).file_descriptor_response.file_descriptor_proto
         await call.done_writing()
 

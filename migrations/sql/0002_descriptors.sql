@@ -1,0 +1,2 @@
+-- descriptors: being built.
+SELECT 1;

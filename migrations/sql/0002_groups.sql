@@ -1,0 +1,2 @@
+-- groups: being built.
+SELECT 1;

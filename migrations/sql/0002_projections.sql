@@ -1,0 +1,2 @@
+-- projections: being built.
+SELECT 1;

@@ -1,0 +1,2 @@
+-- tokens: being built.
+SELECT 1;

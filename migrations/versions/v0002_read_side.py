@@ -1,0 +1,29 @@
+"""The read side: leases, members, tokens, projections, consumer groups, descriptors."""
+
+from __future__ import annotations
+
+from migrations import scripts
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+SCRIPTS = (
+    "0002_processes",
+    "0002_tokens",
+    "0002_projections",
+    "0002_groups",
+    "0002_descriptors",
+    "append_batch_v2",
+)
+
+
+def upgrade() -> None:
+    """Adds tables and functions; nothing that exists is changed."""
+    scripts.run(SCRIPTS)
+
+
+def downgrade() -> None:
+    """Read models and checkpoints would be lost without a word."""
+    raise RuntimeError("there is no way back to 0001: restore a backup instead")

@@ -1,0 +1,1 @@
+"""Read models: named, versioned functions that turn the log into tables, exactly once."""

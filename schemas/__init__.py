@@ -1,0 +1,1 @@
+"""What payloads mean: descriptor sets of protobuf types, and upcasters of old event shapes."""
