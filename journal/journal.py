@@ -21,6 +21,8 @@ from journal.model import (
     LoadQuery,
     LogInfo,
     ReadQuery,
+    SubscribeQuery,
+    SubscriptionBatch,
     VerifyProgress,
 )
 
@@ -67,6 +69,21 @@ class Journal(Protocol):
 
         Raises:
             OutOfRange: ``from_position`` is beyond head + 1.
+
+        """
+        ...
+
+    def subscribe(
+        self, log: str, query: SubscribeQuery, *, timeout: timedelta | None = None
+    ) -> AsyncIterator[SubscriptionBatch]:
+        """Every matching event from a position on, in order, each once, as long as it is iterated.
+
+        First what is there, then what comes, without a seam. While nothing matches, batches without
+        events still say how far the subscription has come; while nothing happens, one comes about
+        every five seconds.
+
+        Raises:
+            OutOfRange: ``from_position`` is beyond head + 1, or no longer there.
 
         """
         ...

@@ -8,6 +8,7 @@ awaits while it changes something, so each call is atomic; checks are the store'
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -16,6 +17,7 @@ from typing import NamedTuple
 from journal.model import (
     DEFAULT_CHUNK_SIZE,
     DEFAULT_LOG,
+    FROM_NOW,
     SYSTEM_LOG,
     Append,
     Appended,
@@ -30,6 +32,8 @@ from journal.model import (
     LogInfo,
     ReadQuery,
     Snapshot,
+    SubscribeQuery,
+    SubscriptionBatch,
     VerifyProgress,
     VerifyReport,
 )
@@ -48,6 +52,8 @@ from journal.queries import (
     check_load,
     check_page_size,
     check_read,
+    check_subscribe,
+    check_subscribe_from,
     check_time,
     check_verify,
     expected_of,
@@ -57,6 +63,7 @@ from journal.rows import split_metadata
 from kernel import clock
 from kernel.errors import (
     AppendIdReused,
+    DeadlineExceeded,
     EntityNotFound,
     FailedCheck,
     InvalidArgument,
@@ -90,6 +97,7 @@ class _Log:
     snapshots: dict[Name, list[Snapshot]] = field(default_factory=dict)
     receipts: dict[str, _Receipt] = field(default_factory=dict)
     bytes_total: int = 0
+    appended: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def head(self) -> int:
@@ -198,6 +206,7 @@ class MemoryJournal:
             log.snapshots.setdefault(name, []).append(
                 Snapshot(log.last_sequence(name), snapshot_type, content_type, payload, at)
             )
+        log.appended.set()
         result = Appended(first_position, log.head, at, _entities(prepared, firsts))
         if prepared.append_id:
             log.receipts[prepared.append_id] = _Receipt(prepared.content_hash, result)
@@ -252,6 +261,39 @@ class MemoryJournal:
             batch, events = events[:BATCH], events[BATCH:]
             yield EventBatch(batch, batch[-1].position + step, head)
         yield EventBatch(events, end, head)
+
+    async def subscribe(
+        self, log: str, query: SubscribeQuery, *, timeout: timedelta | None = None
+    ) -> AsyncIterator[SubscriptionBatch]:
+        """See `journal.journal.Journal.subscribe`."""
+        check_subscribe(query)
+        there = self._log(log)
+        now = query.from_position == FROM_NOW
+        position = there.head + 1 if now else query.from_position or 1
+        check_subscribe_from(position, 1, there.head)
+        if query.from_time_us:
+            position = max(position, _position_at(there, query.from_time_us))
+        selection = ReadQuery(
+            entity_types=query.entity_types, event_types=query.event_types, slices=query.slices
+        )
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout is None else loop.time() + timeout.total_seconds()
+        caught_up = False
+        while True:
+            new = there.events[position - 1 : position - 1 + BATCH]
+            position += len(new)
+            becomes = not caught_up and position > there.head
+            caught_up = caught_up or becomes
+            events = [event for event in new if _matches(event, selection)]
+            if events or becomes:
+                yield SubscriptionBatch(events, position, there.head, caught_up=becomes)
+            if position > there.head:
+                there.appended.clear()
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        await there.appended.wait()
+                except TimeoutError:
+                    raise DeadlineExceeded from None
 
     async def get_entity(
         self, log: str, entity_type: str, entity_id: str, *, timeout: timedelta | None = None

@@ -261,6 +261,44 @@ class ReadQuery:
     to_time_us: int = 0
 
 
+FROM_NOW = -1
+"""Begins a subscription after the head."""
+
+
+@dataclass(frozen=True, slots=True)
+class SubscribeQuery:
+    """What a subscription delivers.
+
+    ``from_position`` is the first position wanted (0: the log's first, `FROM_NOW`: after the head);
+    ``from_time_us`` leaves out what was recorded before. The filters are those of `ReadQuery`; they
+    may name types that do not exist yet.
+    """
+
+    from_position: int = 0
+    entity_types: tuple[str, ...] = ()
+    event_types: tuple[str, ...] = ()
+    slices: tuple[tuple[int, int], ...] = ()
+    from_time_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionBatch:
+    """A piece of a subscription; without events it is a heartbeat.
+
+    Everything before ``next_position`` has been covered: a subscription that goes on from there
+    misses nothing and repeats nothing. ``caught_up``: with this batch the subscriber has everything
+    up to the head; ``fell_behind``: it was caught up, and what it has not read has left the node's
+    memory, so it is fed from the database again. Both are said once for each change.
+    """
+
+    events: Sequence[EventView]
+    next_position: int
+    head: int
+    removed: tuple[tuple[int, int], ...] = ()
+    caught_up: bool = False
+    fell_behind: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class LoadQuery:
     """Which part of an entity to load; see LoadEntityRequest in the protocol."""

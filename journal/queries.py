@@ -8,7 +8,7 @@ from typing import Final
 
 import orjson
 
-from journal.model import LoadQuery, ReadQuery
+from journal.model import FROM_NOW, LoadQuery, ReadQuery, SubscribeQuery
 from journal.preparation import MODE_EXISTS, MemberRow, check_text
 from kernel import clock
 from kernel.errors import InvalidArgument, OutOfRange
@@ -28,6 +28,27 @@ def check_read(query: ReadQuery) -> None:
     for name in ("from_time_us", "to_time_us"):
         if not 0 <= getattr(query, name) <= clock.MAX_MICROSECONDS:
             raise InvalidArgument(name, "is out of range")
+    _check_filters(query)
+
+
+def check_subscribe(query: SubscribeQuery) -> None:
+    """Refuses what no log can deliver. Raises `InvalidArgument`."""
+    if not FROM_NOW <= query.from_position < 2**63:
+        raise InvalidArgument(
+            "from_position", f"{query.from_position} is not within 0..{2**63 - 1}"
+        )
+    if not 0 <= query.from_time_us <= clock.MAX_MICROSECONDS:
+        raise InvalidArgument("from_time_us", "is out of range")
+    _check_filters(query)
+
+
+def check_subscribe_from(position: int, first: int, head: int) -> None:
+    """Refuses to begin where the log holds nothing. Raises `OutOfRange`."""
+    if not first <= position <= head + 1:
+        raise OutOfRange(position, first, head)
+
+
+def _check_filters(query: ReadQuery | SubscribeQuery) -> None:
     for name in ("entity_types", "event_types", "slices"):
         if len(getattr(query, name)) > 1_000:
             raise InvalidArgument(name, "has more than 1000 items")

@@ -81,6 +81,16 @@ class Reader:
 
     # The log
 
+    async def range(
+        self, log_id: int, first: int, last: int, timeout: float | None
+    ) -> list[EventRow]:
+        """The events of a range of positions; it may end before ``last`` (`BATCH_BYTES`)."""
+        rows: list[EventRow] = await self._fetch(
+            "read_forwards", log_id, first, last, BATCH_ROWS, BATCH_BYTES, timeout=timeout
+        )
+        await self._names.learn_rows(rows, timeout)
+        return rows
+
     async def read(
         self, logs: Logs, log: str, query: ReadQuery, timeout: float | None
     ) -> AsyncIterator[RowBatch]:

@@ -6,6 +6,7 @@ Stateless but for caches: any number of stores, in any number of processes, may 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import asyncpg
 import structlog
 
 from journal import chunks, integrity
+from journal.committed import rows_of
 from journal.dictionary import Dictionary
 from journal.model import (
     DEFAULT_CHUNK_SIZE,
@@ -31,6 +33,8 @@ from journal.model import (
     LoadQuery,
     LogInfo,
     ReadQuery,
+    SubscribeQuery,
+    SubscriptionBatch,
     VerifyProgress,
 )
 from journal.preparation import (
@@ -43,10 +47,12 @@ from journal.queries import SMALLEST_CHUNK, check_chunk_size, expected_of
 from journal.reader import LoadedRows, Reader
 from journal.rows import RowBatch, too_many_types
 from journal.sequencer import Outcome, Sequencer, SequencerSettings
+from journal.subscriptions import Subscriptions, SubscriptionSettings
 from kernel import clock, sql, telemetry
 from kernel.database import Connection, Database, translate
 from kernel.errors import (
     AppendIdReused,
+    DeadlineExceeded,
     EntityDeleted,
     EverstateError,
     FailedCheck,
@@ -71,6 +77,7 @@ class StoreSettings:
     node: str = "node"
     limits: Limits = field(default_factory=Limits)
     sequencer: SequencerSettings = field(default_factory=SequencerSettings)
+    subscriptions: SubscriptionSettings = field(default_factory=SubscriptionSettings)
     append_id_window: timedelta = timedelta(days=2)
     max_clock_skew: timedelta = timedelta(seconds=60)
     max_types: int = 20_000
@@ -101,16 +108,20 @@ class StoreJournal:
         self.names = Dictionary(database, self.settings.max_types)
         self.reader = Reader(database, self.names)
         self.maintenance = chunks.Maintenance(database, self.settings.append_id_window)
+        self.subscriptions = Subscriptions(self, self.settings.subscriptions)
         self._logs: dict[str, OpenLog] = {}
         self._append_sql = sql.load("journal", "append_batch", database.schema)
 
     async def start(self) -> None:
         """Prepares what appends need and keeps it prepared."""
         await self.maintenance.start()
+        await self.subscriptions.start()
 
     async def close(self) -> None:
-        """Fails new appends, waits for those in flight, stops the maintenance."""
+        """Fails new appends, waits for those in flight, ends subscriptions and maintenance."""
+        self.subscriptions.stop()
         await asyncio.gather(*(opened.sequencer.close() for opened in self._logs.values()))
+        await self.subscriptions.close()
         await self.maintenance.close()
 
     async def _fetch(self, name: str, *args: object, timeout: float | None) -> list[Any]:
@@ -166,11 +177,28 @@ class StoreJournal:
             telemetry.commit_seconds.observe(loop.time() - began)
             telemetry.batch_appends.observe(len(wanted))
             outcomes = self._read_verdicts(name, wanted, row)
-            self.maintenance.head_moved(name, row["o_head"] + sum(len(a.events) for a in wanted))
+            self._announce(name, log_id, wanted, row, outcomes)
         if not blocked:
             return outcomes
         rest = iter(outcomes)
         return [blocked[i] if i in blocked else next(rest) for i in range(len(batch))]
+
+    def _announce(
+        self, name: str, log_id: int, batch: Sequence[PreparedAppend], row: Any,
+        outcomes: Sequence[Outcome],
+    ) -> None:  # fmt: skip
+        """Tells those who wait for events what was committed."""
+        written = sum(
+            len(append.events)
+            for append, outcome in zip(batch, outcomes, strict=True)
+            if isinstance(outcome, Appended) and not outcome.duplicate
+        )
+        if written:
+            head = row["o_head"] + written
+            self.maintenance.head_moved(name, head)
+            wanted = self.subscriptions.is_wanted(name)
+            rows = rows_of(batch, row, self.names) if wanted else None
+            self.subscriptions.committed(name, log_id, head, rows)
 
     async def _ensure_types(
         self, batch: Sequence[PreparedAppend], timeout: float
@@ -326,6 +354,25 @@ class StoreJournal:
         async for batch in self.read_rows(log, query, seconds):
             events = tuple(map(self.names.event, batch.rows))
             yield EventBatch(events, batch.next_position, batch.head, batch.removed)
+
+    async def subscribe(
+        self, log: str, query: SubscribeQuery, *, timeout: timedelta | None = None
+    ) -> AsyncIterator[SubscriptionBatch]:
+        """See `journal.journal.Journal.subscribe`."""
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout is None else loop.time() + timeout.total_seconds()
+        event = self.names.event
+        async with contextlib.aclosing(self.subscriptions.subscribe(log, query)) as deliveries:
+            while True:
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        each = await anext(deliveries)
+                except TimeoutError:
+                    raise DeadlineExceeded from None
+                yield SubscriptionBatch(
+                    tuple(map(event, each.rows)), each.next_position, each.head, each.removed,
+                    each.caught_up, each.fell_behind,
+                )  # fmt: skip
 
     async def get_entity(
         self, log: str, entity_type: str, entity_id: str, *, timeout: timedelta | None = None

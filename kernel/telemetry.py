@@ -88,6 +88,31 @@ recorded_ahead_seconds = Gauge(
     ["log"],
     registry=REGISTRY,
 )
+subscribers = Gauge(
+    "everstate_subscribers", "Subscriptions that are open.", ["log"], registry=REGISTRY
+)
+fell_behind = Counter(
+    "everstate_subscribers_fell_behind",
+    "Times that a caught-up subscriber fell behind the memory of the newest events.",
+    ["log"],
+    registry=REGISTRY,
+)
+tail_bytes = Gauge(
+    "everstate_tail_bytes",
+    "Memory accounted to the newest events, kept for subscribers.",
+    ["log"],
+    registry=REGISTRY,
+)
+tail_encoded = Counter(
+    "everstate_tail_events_encoded",
+    "Events encoded for subscribers out of memory; each once, however many get it.",
+    ["log"],
+    registry=REGISTRY,
+)
+tail_sent = Counter(
+    "everstate_tail_messages_sent", "Messages sent to subscribers out of memory.", ["log"],
+    registry=REGISTRY,
+)  # fmt: skip
 rpcs = Counter(
     "everstate_rpcs", "Finished gRPC calls, by method and status.", ["method", "status"],
     registry=REGISTRY,

@@ -5,9 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from journal.model import Appended, Entity, Limits, LogInfo, ReadQuery, Snapshot, VerifyProgress
+from journal.model import (
+    FROM_NOW,
+    Appended,
+    Entity,
+    Limits,
+    LogInfo,
+    ReadQuery,
+    Snapshot,
+    SubscribeQuery,
+    VerifyProgress,
+)
 from journal.rows import EventRow, Names, split_metadata
 from kernel import clock
+from kernel.errors import InvalidArgument
 from sidecar_api.generated import journal_pb2 as pb
 
 
@@ -150,4 +161,19 @@ def read_query(request: pb.ReadLogRequest) -> ReadQuery:
         slices=tuple((part.first, part.last) for part in request.slices),
         from_time_us=request.from_time_us,
         to_time_us=request.to_time_us,
+    )
+
+
+def subscribe_query(request: pb.SubscribeRequest) -> SubscribeQuery:
+    """The query of a request. Raises `InvalidArgument` for a position that cannot be."""
+    start = request.WhichOneof("start")
+    if start == "from_position" and request.from_position < 1:
+        raise InvalidArgument("from_position", f"{request.from_position} is not a position")
+    now = start == "from_now" and request.from_now
+    return SubscribeQuery(
+        from_position=FROM_NOW if now else request.from_position,
+        entity_types=tuple(request.entity_types),
+        event_types=tuple(request.event_types),
+        slices=tuple((part.first, part.last) for part in request.slices),
+        from_time_us=request.from_time_us,
     )

@@ -9,6 +9,7 @@ async with Client("everstate://127.0.0.1:7400/default") as client:
 from journal.model import (
     ANY,
     EXISTS,
+    FROM_NOW,
     NO_ENTITY,
     Append,
     Appended,
@@ -29,6 +30,8 @@ from journal.model import (
     NewSnapshot,
     ReadQuery,
     Snapshot,
+    SubscribeQuery,
+    SubscriptionBatch,
     VerifyProgress,
     VerifyReport,
 )
@@ -39,6 +42,7 @@ from sidecar_api.client.target import Target
 __all__ = [
     "ANY",
     "EXISTS",
+    "FROM_NOW",
     "NO_ENTITY",
     "Append",
     "Appended",
@@ -63,6 +67,8 @@ __all__ = [
     "OutcomeUnknown",
     "ReadQuery",
     "Snapshot",
+    "SubscribeQuery",
+    "SubscriptionBatch",
     "Target",
     "Unavailable",
     "VerifyProgress",

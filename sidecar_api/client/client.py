@@ -30,6 +30,8 @@ from journal.model import (
     LogInfo,
     NewEvent,
     ReadQuery,
+    SubscribeQuery,
+    SubscriptionBatch,
     VerifyProgress,
 )
 from kernel.errors import (
@@ -227,6 +229,34 @@ class Client:
                     raise error from None
             else:
                 return
+
+    async def subscribe(
+        self, log: str, query: SubscribeQuery, *, timeout: timedelta | None = None
+    ) -> AsyncIterator[SubscriptionBatch]:
+        """See `journal.journal.Journal.subscribe`. Goes on where it was after a lost connection, on
+        whatever node it reaches then, for as long as `ClientSettings.retry_for` says.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout is None else loop.time() + timeout.total_seconds()
+        retry = _Retry(self.settings.retry_for.total_seconds())
+        request = messages.subscribe_message(log or self.target.log, query)
+        while True:
+            left = None if deadline is None else max(0.001, deadline - loop.time())
+            try:
+                stream = self._streamed("Subscribe", pb.SubscribeResponse, request, left)
+                async with contextlib.aclosing(stream) as batches:
+                    async for batch in batches:
+                        retry.reset()
+                        removed = tuple((part.first, part.last) for part in batch.removed)
+                        yield SubscriptionBatch(
+                            batch.events, batch.next_position, batch.head, removed,
+                            batch.caught_up, batch.fell_behind,
+                        )  # fmt: skip
+                        request.from_position = batch.next_position
+                        request.from_time_us = 0  # it has passed
+            except Unavailable as error:
+                if not await retry.pause():
+                    raise error from None
 
     async def get_entity(
         self, log: str, entity_type: str, entity_id: str, *, timeout: timedelta | None = None

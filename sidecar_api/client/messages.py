@@ -7,6 +7,7 @@ Events that come back stay messages: a protobuf ``Event`` has every attribute of
 from __future__ import annotations
 
 from journal.model import (
+    FROM_NOW,
     Append,
     Appended,
     AppendedEntity,
@@ -17,6 +18,7 @@ from journal.model import (
     LogInfo,
     ReadQuery,
     Snapshot,
+    SubscribeQuery,
     VerifyProgress,
     VerifyReport,
 )
@@ -185,6 +187,25 @@ def read_message(log: str, query: ReadQuery) -> pb.ReadLogRequest:
         )
     except (ValueError, TypeError) as error:
         raise InvalidArgument("query", f"cannot be sent: {error}") from None
+
+
+def subscribe_message(log: str, query: SubscribeQuery) -> pb.SubscribeRequest:
+    """The request of a subscription. Raises `InvalidArgument` for what no message can hold."""
+    try:
+        request = pb.SubscribeRequest(
+            log=log,
+            entity_types=query.entity_types,
+            event_types=query.event_types,
+            slices=[pb.SliceRange(first=low, last=high) for low, high in query.slices],
+            from_time_us=query.from_time_us,
+        )
+        if query.from_position == FROM_NOW:
+            request.from_now = True
+        elif query.from_position:
+            request.from_position = query.from_position
+    except (ValueError, TypeError) as error:
+        raise InvalidArgument("query", f"cannot be sent: {error}") from None
+    return request
 
 
 def to_verify(message: pb.VerifyLogResponse) -> VerifyProgress:

@@ -677,6 +677,99 @@ class ReadLogResponse(_message.Message):
 Global___ReadLogResponse: _TypeAlias = ReadLogResponse  # noqa: Y015
 
 @_typing.final
+class SubscribeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOG_FIELD_NUMBER: _builtins.int
+    FROM_POSITION_FIELD_NUMBER: _builtins.int
+    FROM_NOW_FIELD_NUMBER: _builtins.int
+    ENTITY_TYPES_FIELD_NUMBER: _builtins.int
+    EVENT_TYPES_FIELD_NUMBER: _builtins.int
+    SLICES_FIELD_NUMBER: _builtins.int
+    FROM_TIME_US_FIELD_NUMBER: _builtins.int
+    log: _builtins.str
+    from_position: _builtins.int
+    """The first position wanted, 1..head + 1; OUT_OF_RANGE beyond."""
+    from_now: _builtins.bool
+    """Only what is committed after the subscription began."""
+    from_time_us: _builtins.int
+    """Recorded at or after; microseconds since the Unix epoch; 0: unbounded."""
+    @_builtins.property
+    def entity_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Filters, as in ReadLogRequest; they may name types that do not exist yet."""
+
+    @_builtins.property
+    def event_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def slices(self) -> _containers.RepeatedCompositeFieldContainer[Global___SliceRange]: ...
+    def __init__(
+        self,
+        *,
+        log: _builtins.str = ...,
+        from_position: _builtins.int = ...,
+        from_now: _builtins.bool = ...,
+        entity_types: _abc.Iterable[_builtins.str] | None = ...,
+        event_types: _abc.Iterable[_builtins.str] | None = ...,
+        slices: _abc.Iterable[Global___SliceRange] | None = ...,
+        from_time_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["from_now", b"from_now", "from_position", b"from_position", "start", b"start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entity_types", b"entity_types", "event_types", b"event_types", "from_now", b"from_now", "from_position", b"from_position", "from_time_us", b"from_time_us", "log", b"log", "slices", b"slices", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_start: _TypeAlias = _typing.Literal["from_position", "from_now"]  # noqa: Y015
+    _WhichOneofArgType_start: _TypeAlias = _typing.Literal["start", b"start"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_start) -> _WhichOneofReturnType_start | None: ...
+
+Global___SubscribeRequest: _TypeAlias = SubscribeRequest  # noqa: Y015
+
+@_typing.final
+class SubscribeResponse(_message.Message):
+    """Everything before `next_position` has been covered, also where nothing matched. Messages without
+    events are heartbeats: one comes at least every five seconds to a client that is caught up.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    NEXT_POSITION_FIELD_NUMBER: _builtins.int
+    HEAD_FIELD_NUMBER: _builtins.int
+    CAUGHT_UP_FIELD_NUMBER: _builtins.int
+    FELL_BEHIND_FIELD_NUMBER: _builtins.int
+    next_position: _builtins.int
+    """Where to subscribe again after a lost connection."""
+    head: _builtins.int
+    """The head as the node knows it."""
+    caught_up: _builtins.bool
+    """With this message the client has everything up to the head. Said once for each change."""
+    fell_behind: _builtins.bool
+    """The client was caught up and has read too slowly since: it is fed from the database again."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]: ...
+    @_builtins.property
+    def removed(self) -> _containers.RepeatedCompositeFieldContainer[Global___RemovedRange]:
+        """Positions that compaction or retention took out of what this message covers."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___Event] | None = ...,
+        removed: _abc.Iterable[Global___RemovedRange] | None = ...,
+        next_position: _builtins.int = ...,
+        head: _builtins.int = ...,
+        caught_up: _builtins.bool = ...,
+        fell_behind: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caught_up", b"caught_up", "events", b"events", "fell_behind", b"fell_behind", "head", b"head", "next_position", b"next_position", "removed", b"removed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubscribeResponse: _TypeAlias = SubscribeResponse  # noqa: Y015
+
+@_typing.final
 class RemovedRange(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

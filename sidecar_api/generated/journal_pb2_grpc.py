@@ -53,6 +53,11 @@ class JournalServiceStub(object):
                 request_serializer=everstate_dot_journal_dot_v1_dot_journal__pb2.ReadLogRequest.SerializeToString,
                 response_deserializer=everstate_dot_journal_dot_v1_dot_journal__pb2.ReadLogResponse.FromString,
                 _registered_method=True)
+        self.Subscribe = channel.unary_stream(
+                '/everstate.journal.v1.JournalService/Subscribe',
+                request_serializer=everstate_dot_journal_dot_v1_dot_journal__pb2.SubscribeRequest.SerializeToString,
+                response_deserializer=everstate_dot_journal_dot_v1_dot_journal__pb2.SubscribeResponse.FromString,
+                _registered_method=True)
         self.GetEntity = channel.unary_unary(
                 '/everstate.journal.v1.JournalService/GetEntity',
                 request_serializer=everstate_dot_journal_dot_v1_dot_journal__pb2.GetEntityRequest.SerializeToString,
@@ -137,6 +142,15 @@ class JournalServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Subscribe(self, request, context):
+        """Streams what is in the log from a position on and then, without a seam, what comes, as long as
+        the client reads. Every matching event once, in order. Ends only with an error: UNAVAILABLE when
+        the node stops or loses its database; subscribe again from the last `next_position` then.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetEntity(self, request, context):
         """Describes one entity. NOT_FOUND when it never had an event.
         """
@@ -216,6 +230,11 @@ def add_JournalServiceServicer_to_server(servicer, server):
                     servicer.ReadLog,
                     request_deserializer=everstate_dot_journal_dot_v1_dot_journal__pb2.ReadLogRequest.FromString,
                     response_serializer=everstate_dot_journal_dot_v1_dot_journal__pb2.ReadLogResponse.SerializeToString,
+            ),
+            'Subscribe': grpc.unary_stream_rpc_method_handler(
+                    servicer.Subscribe,
+                    request_deserializer=everstate_dot_journal_dot_v1_dot_journal__pb2.SubscribeRequest.FromString,
+                    response_serializer=everstate_dot_journal_dot_v1_dot_journal__pb2.SubscribeResponse.SerializeToString,
             ),
             'GetEntity': grpc.unary_unary_rpc_method_handler(
                     servicer.GetEntity,
@@ -365,6 +384,33 @@ class JournalService(object):
             '/everstate.journal.v1.JournalService/ReadLog',
             everstate_dot_journal_dot_v1_dot_journal__pb2.ReadLogRequest.SerializeToString,
             everstate_dot_journal_dot_v1_dot_journal__pb2.ReadLogResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Subscribe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/everstate.journal.v1.JournalService/Subscribe',
+            everstate_dot_journal_dot_v1_dot_journal__pb2.SubscribeRequest.SerializeToString,
+            everstate_dot_journal_dot_v1_dot_journal__pb2.SubscribeResponse.FromString,
             options,
             channel_credentials,
             insecure,

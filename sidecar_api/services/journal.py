@@ -21,6 +21,7 @@ from sidecar_api import convert
 from sidecar_api.errors import to_status
 from sidecar_api.generated import journal_pb2 as pb
 from sidecar_api.services.calls import BadMessage, Method
+from sidecar_api.services.encoding import TailEncoder
 
 T = TypeVar("T")
 Context = Any  # grpc.aio.ServicerContext; its stubs know nothing of our messages
@@ -70,6 +71,7 @@ class JournalService:
         self._streams: set[AppendStream] = set()
         self._draining = False
         self._permits = Permits(READS_AHEAD)
+        self._encoders: dict[str, TailEncoder] = {}
 
     name = pb.DESCRIPTOR.services_by_name["JournalService"].full_name
 
@@ -80,6 +82,7 @@ class JournalService:
             Method("AppendStream", "both", pb.AppendStreamRequest, self.append_stream),
             Method("LoadEntity", "stream", pb.LoadEntityRequest, self.load_entity),
             Method("ReadLog", "stream", pb.ReadLogRequest, self.read_log),
+            Method("Subscribe", "stream", pb.SubscribeRequest, self.subscribe),
             Method("GetEntity", "unary", pb.GetEntityRequest, self.get_entity),
             Method("ListEntities", "unary", pb.ListEntitiesRequest, self.list_entities),
             Method("GetLog", "unary", pb.GetLogRequest, self.get_log),
@@ -91,8 +94,9 @@ class JournalService:
         )
 
     def drain(self) -> None:
-        """Append streams read no more: each ends after the results of what it holds."""
+        """Subscriptions end; append streams end after the results of what they hold."""
         self._draining = True
+        self._store.subscriptions.stop()
         for stream in self._streams:
             stream.drain()
 
@@ -173,6 +177,20 @@ class JournalService:
                 # A slow reader must hold bytes only, not rows and messages too.
                 del response, batch
                 await write(context, encoded, STALLED_READ_SECONDS)
+
+    async def subscribe(self, request: pb.SubscribeRequest, context: Context) -> None:
+        telemetry.reads.labels("Subscribe").inc()
+        name = request.log or "default"
+        events = telemetry.events_read.labels("Subscribe")
+        query = convert.subscribe_query(request)
+        encoder = self._encoders.setdefault(name, TailEncoder(name, self._store.names))
+        deliveries = self._store.subscriptions.subscribe(name, query)
+        async with contextlib.aclosing(deliveries):
+            async for delivery in deliveries:
+                message, count = encoder.message(delivery)
+                events.inc(count)
+                del delivery
+                await write(context, message, STALLED_READ_SECONDS)
 
     async def get_entity(self, request: pb.GetEntityRequest, context: Context) -> pb.Entity:
         telemetry.reads.labels("GetEntity").inc()
