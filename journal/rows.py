@@ -19,7 +19,11 @@ from kernel.errors import TooLarge
 
 
 class EventRow(NamedTuple):
-    """The columns of every statement that returns events, in this order."""
+    """The columns of every statement that returns events, in this order.
+
+    Rows read from the database are the driver's records: unpack them or index them, do not name
+    their fields. `Names.event` makes an event of either.
+    """
 
     position: int
     sequence: int

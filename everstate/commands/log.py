@@ -113,9 +113,7 @@ def tail(
     wait: Wait = 0.0,
 ) -> None:
     """Show the newest events of a log, oldest first."""
-    import asyncio
-
-    from sidecar_api.client import ReadQuery
+    from sidecar_api.client import ReadQuery, SubscribeQuery
 
     def put(event: EventView) -> None:
         if as_json:
@@ -133,14 +131,12 @@ def tail(
             newest += batch.events
         for event in reversed(newest[:limit]):
             put(event)
+        if not follow:
+            return
         position = (newest[0].position if newest else head) + 1
-        while follow:
-            async for batch in client.read(log, ReadQuery(from_position=position)):
-                for event in batch.events:
-                    put(event)
-                position = batch.next_position
-            # The journal cannot announce events to a client yet; the guarantee is this poll.
-            await asyncio.sleep(0.25)
+        async for more in client.subscribe(log, SubscribeQuery(from_position=position)):
+            for event in more.events:
+                put(event)
 
     run(work, url, wait)
 
