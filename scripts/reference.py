@@ -257,7 +257,7 @@ def _default(param: Any) -> str:
 
 # -- the protocol --------------------------------------------------------------------------------
 
-_FIELD = re.compile(r"(?:(repeated) )?([\w.]+) (\w+) = (\d+);")
+_FIELD = re.compile(r"(?:(repeated|optional) )?([\w.]+) (\w+) = (\d+);")
 _RPC = re.compile(r"rpc (\w+)\((stream )?(\w+)\) returns \((stream )?(\w+)\)")
 
 
@@ -306,7 +306,7 @@ def _proto(path: Path) -> Iterator[str]:
         elif found := re.match(r"oneof (\w+) \{", line):
             oneof = found[1]
         elif found := _FIELD.match(line):
-            kind = f"repeated {found[2]}" if found[1] else found[2]
+            kind = f"{found[1]} {found[2]}" if found[1] else found[2]
             meaning = " ".join(said) + (f" (one of `{oneof}`)" if oneof else "")
             rows.append((found[4], f"`{found[3]}`", kind, meaning.strip()))
         elif line == "}" and oneof:
