@@ -6,10 +6,13 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import h11
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from kernel import telemetry
 from kernel.errors import AddressInUse, EverstateError
@@ -85,13 +88,53 @@ class _Server(uvicorn.Server):
         yield
 
 
+def _protocol(
+    answer: Callable[[], tuple[int, list[tuple[bytes, bytes]], bytes]] | None,
+) -> type[H11Protocol]:
+    if answer is None:
+        return H11Protocol
+    made = answer
+
+    class Protocol(H11Protocol):
+        def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - ours says it better
+            status, headers, body = made()
+            for event in (
+                h11.Response(status_code=status, headers=[*headers, (b"connection", b"close")]),
+                h11.Data(data=body),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event) or b"")
+            self.transport.close()
+
+    return Protocol
+
+
 @contextlib.asynccontextmanager
 async def serving(
-    listener: socket.socket, app: Callable[..., Awaitable[None]]
+    listener: socket.socket,
+    app: Callable[..., Awaitable[None]],
+    *,
+    tls: tuple[Path, Path] | None = None,
+    answer_to_nonsense: Callable[[], tuple[int, list[tuple[bytes, bytes]], bytes]] | None = None,
 ) -> AsyncIterator[None]:
-    """Serves ``app`` on ``listener`` while inside."""
+    """Serves ``app`` on ``listener`` while inside.
+
+    ``tls``: the files of certificate and key. ``answer_to_nonsense`` makes status, headers and body
+    for what is not HTTP.
+    """
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=2
+        app,
+        http=_protocol(answer_to_nonsense),
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        # No header of the request changes who is taken for the sender.
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=2,
+        ssl_certfile=tls[0] if tls else None,
+        ssl_keyfile=tls[1] if tls else None,
     )
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))

@@ -6,8 +6,11 @@ The descriptions and defaults here are what docs/reference/settings.md shows.
 from __future__ import annotations
 
 import os
+import ssl
+from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -28,6 +31,28 @@ class DatabaseChoice(BaseSettings):
     # pydantic owns the attribute name `schema`.
     schema_name: str = Field(
         DEFAULT_SCHEMA, validation_alias="EVERSTATE_SCHEMA", description="Schema of all tables."
+    )
+
+
+class AdminSettings(DatabaseChoice):
+    """The HTTP API and console (`everstate admin`)."""
+
+    admin_port: int = Field(
+        7480, ge=0, le=65535, description="HTTP port, metrics and health included; 0: any free one."
+    )
+    database_connections: int = Field(
+        8, ge=2, le=200, description="Most connections to the database."
+    )
+    admin_requests: int = Field(64, ge=1, description="Most requests at work at once.")
+    read_seconds: float = Field(
+        10.0, gt=0, le=60, description="Statements on read models end after this."
+    )
+    tls_cert: Path | None = Field(None, description="PEM file of the port's certificate chain.")
+    tls_key: Path | None = Field(None, description="PEM file of its private key.")
+    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Log level.")
+    log_json: bool = Field(True, description="Logs as JSON lines; else as text.")
+    dev: bool = Field(
+        False, description="Set by `everstate dev`: a few calls from this machine need no token."
     )
 
 
@@ -76,9 +101,37 @@ def load_node_settings(**overrides: object) -> NodeSettings:
         ConfigurationError: names the variable and what is wrong with it.
 
     """
+    return _load(NodeSettings, overrides)
+
+
+def load_admin_settings(**overrides: object) -> AdminSettings:
+    """Settings from the environment; ``overrides`` that are not None win.
+
+    Raises:
+        ConfigurationError: names the variable and what is wrong with it.
+
+    """
+    settings = _load(AdminSettings, overrides)
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise ConfigurationError("EVERSTATE_TLS_CERT and EVERSTATE_TLS_KEY go together")
+    if settings.tls_cert and settings.tls_key:
+        try:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+                settings.tls_cert, settings.tls_key
+            )
+        except OSError as error:  # also what OpenSSL says
+            reason = getattr(error, "reason", None) or error.strerror
+            raise ConfigurationError(f"EVERSTATE_TLS_CERT, EVERSTATE_TLS_KEY: {reason}") from None
+    return settings
+
+
+_Settings = TypeVar("_Settings", bound=DatabaseChoice)
+
+
+def _load(kind: type[_Settings], overrides: Mapping[str, object]) -> _Settings:
     given = {key: value for key, value in overrides.items() if value is not None}
     try:
-        settings = NodeSettings(**given)  # type: ignore[arg-type]
+        settings = kind(**given)  # type: ignore[arg-type]
     except ValidationError as error:
         raise _explained(error) from None
     check_schema_name(settings.schema_name)
@@ -126,19 +179,25 @@ def dev_folder() -> Path:
     return Path(os.environ.get("EVERSTATE_DEV_DIR") or ".everstate")
 
 
+def dev_variables() -> dict[str, str]:
+    """The EVERSTATE_* variables that a running `everstate dev` wrote into its folder."""
+    found: dict[str, str] = {}
+    try:
+        text = (dev_folder() / "everstate.env").read_text(encoding="utf-8")
+    except OSError:
+        return {}
+    for line in text.splitlines():
+        name, sep, value = line.partition("=")
+        if sep and name.startswith("EVERSTATE_"):
+            found[name] = value.strip().strip("'\"")
+    return found
+
+
 def client_environment() -> dict[str, str]:
     """EVERSTATE_* variables for clients: the environment's, and for a loopback target those that a
     running `everstate dev` wrote into its folder.
     """
-    found: dict[str, str] = {}
-    file = dev_folder() / "everstate.env"
-    try:
-        for line in file.read_text(encoding="utf-8").splitlines():
-            name, sep, value = line.partition("=")
-            if sep and name.startswith("EVERSTATE_"):
-                found[name] = value.strip().strip("'\"")
-    except OSError:
-        found = {}
+    found = dev_variables()
     host = found.get("EVERSTATE_URL", "").partition("://")[2].partition("/")[0].rpartition(":")[0]
     if not is_loopback(host):
         found = {}

@@ -117,6 +117,12 @@ rpcs = Counter(
     "everstate_rpcs", "Finished gRPC calls, by method and status.", ["method", "status"],
     registry=REGISTRY,
 )  # fmt: skip
+http_requests = Counter(
+    "everstate_http_requests",
+    "Finished HTTP requests of the admin, by the route's name and status.",
+    ["call", "status"],
+    registry=REGISTRY,
+)
 
 
 def configure_logging(*, json_lines: bool, level: str = "INFO") -> None:

@@ -15,8 +15,9 @@ from typing import Any
 from prometheus_client.metrics import MetricWrapperBase
 from typer.main import get_command
 
+from admin_ui.errors import STATUSES
 from everstate.cli import EXIT_CODES, app
-from everstate.settings import DatabaseChoice, NodeSettings
+from everstate.settings import AdminSettings, DatabaseChoice, NodeSettings
 from kernel import errors as tree
 from kernel import telemetry
 from sidecar_api.errors import CODES
@@ -68,7 +69,7 @@ def settings() -> Iterator[str]:
     yield ""
     yield "## The database"
     yield ""
-    yield "Used by every command that opens the database: `migrate` and `serve`."
+    yield "Used by every command that opens the database: `migrate`, `serve` and `admin`."
     yield ""
     yield from _fields(DatabaseChoice.model_fields)
     yield "## A journal node"
@@ -77,6 +78,11 @@ def settings() -> Iterator[str]:
     yield ""
     shared = DatabaseChoice.model_fields
     yield from _fields({k: v for k, v in NodeSettings.model_fields.items() if k not in shared})
+    yield "## The admin"
+    yield ""
+    yield "`everstate admin`; `everstate dev` hands them on to the admin that it starts."
+    yield ""
+    yield from _fields({k: v for k, v in AdminSettings.model_fields.items() if k not in shared})
     yield "## Clients and `everstate dev`"
     yield ""
     rows = [(f"`{name}`", *rest) for name, *rest in OTHER_VARIABLES]
@@ -121,7 +127,8 @@ def _allowed(field: Any) -> str:
 def metrics() -> Iterator[str]:
     yield "# Metrics"
     yield ""
-    yield "A node serves them at `/metrics` on `EVERSTATE_METRICS_PORT`, in the text format of"
+    yield "A node serves them at `/metrics` on `EVERSTATE_METRICS_PORT`, the admin (to a token) on"
+    yield "`EVERSTATE_ADMIN_PORT`, in the text format of"
     yield "Prometheus. No label ever holds an id, a payload or a secret. What to watch:"
     yield "[Metrics and health](../operations/metrics-and-health.md)."
     yield ""
@@ -149,8 +156,9 @@ def errors() -> Iterator[str]:
     yield ""
     yield "One tree for the server, the client and the command line. Over gRPC an error is a"
     yield "`google.rpc.Status` whose `ErrorInfo` has the code as `reason` and `everstate` as"
-    yield "`domain`; the Python client raises the class again. *Retry* says whether the very same"
-    yield "call may simply be sent again; for appends see [Retries](../explanation/retries.md)."
+    yield "`domain`, over HTTP it is problem+json with the code; the Python client raises the class"
+    yield "again. *Retry* says whether the very same call may simply be sent again;"
+    yield "for appends see [Retries](../explanation/retries.md)."
     yield ""
     yield "A message never holds a payload, a password or a whole connection string."
     yield ""
@@ -169,12 +177,16 @@ def errors() -> Iterator[str]:
                 f"`{kind.code}`",
                 f"`{kind.__name__}`",
                 CODES[kind].name,
+                str(STATUSES[kind]),
                 str(EXIT_CODES[kind]),
                 "yes" if kind.retryable else "no",
                 f"{meaning} *{kind.hint[0].upper()}{kind.hint[1:]}.*",
             )
         )
-    head = ("code", "Python class", "gRPC status", "exit code", "retry", "meaning and what to do")
+    head = (
+        "code", "Python class", "gRPC status", "HTTP status", "exit code", "retry",
+        "meaning and what to do",
+    )  # fmt: skip
     yield from table(head, rows)
     yield "## Exit codes of the command line"
     yield ""

@@ -14,7 +14,7 @@ import pytest
 from typer.main import get_command
 
 from everstate.cli import app
-from everstate.settings import NodeSettings
+from everstate.settings import AdminSettings, NodeSettings
 from sidecar_api.server import NodeServer
 
 ROOT = Path(__file__).parents[2]
@@ -136,7 +136,8 @@ def known_variables() -> set[str]:
         for path in files
         for name in re.findall(r"\bEVERSTATE_[A-Z][A-Z_]*[A-Z]\b", path.read_text(encoding="utf-8"))
     }
-    return in_code | {f"EVERSTATE_{name.upper()}" for name in NodeSettings.model_fields}
+    fields = NodeSettings.model_fields.keys() | AdminSettings.model_fields.keys()
+    return in_code | {f"EVERSTATE_{name.upper()}" for name in fields}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

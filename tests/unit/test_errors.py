@@ -8,10 +8,12 @@ from datetime import timedelta
 from typing import Any
 
 import grpc
+import orjson
 import pytest
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
+from admin_ui.errors import STATUSES, answer
 from everstate.cli import EXIT_CODES, complain
 from kernel import errors as e
 from sidecar_api.errors import CODES, DETAILS_BYTES, DOMAIN, from_code, from_status, to_status
@@ -93,6 +95,24 @@ def test_every_class_has_one_grpc_status() -> None:
     assert set(CODES) == set(CLASSES)
     assert grpc.StatusCode.OK not in CODES.values()
     assert grpc.StatusCode.UNKNOWN not in CODES.values()
+
+
+def test_every_class_has_one_http_status() -> None:
+    assert set(STATUSES) == set(CLASSES)
+    assert all(400 <= status < 600 for status in STATUSES.values())
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_a_class_is_a_problem_over_http(kind: type[e.EverstateError]) -> None:
+    error = one_of(kind)
+    status, headers, body = answer(error)
+    said = orjson.loads(body)
+    assert (said["code"], said["detail"], said["hint"]) == (kind.code, error.message, kind.hint)
+    assert said["status"] == status == STATUSES[kind]
+    assert said["field"] == getattr(error, "field", None)
+    assert dict(headers)[b"content-type"] == b"application/problem+json"
+    assert (b"retry-after" in dict(headers)) == kind.retryable
+    assert (b"www-authenticate" in dict(headers)) == (status == 401)
 
 
 def test_every_class_has_one_exit_code() -> None:

@@ -1,0 +1,1 @@
+"""One module a thing, each with ``register(app)``."""
