@@ -20,6 +20,7 @@ import typer
 
 from everstate.lifecycle import free_port, is_port_busy
 from everstate.supervisor import Console, Server, StartFailed, Supervisor, Task
+from kernel import usercode
 from kernel.devdb import DevDatabase
 from kernel.errors import (
     AddressInUse,
@@ -35,7 +36,8 @@ _MARKER = "everstate-dev.json"
 _LOCK = "everstate-dev.lock"
 _ENV_FILE = "everstate.env"
 _DEFAULT_PORTS = {"EVERSTATE_GRPC_PORT": 7400, "EVERSTATE_METRICS_PORT": 7490}
-_SAMPLE = Path("samples", "repo_history", "psycopg-history.jsonl.gz")
+_SAMPLE = Path(__file__).parents[2] / "samples" / "repo_history"
+_SAMPLE_EVENTS = _SAMPLE / "psycopg-history.jsonl.gz"
 
 # The CLI's exit codes: usage 2, refused 4, unreachable 5, deadline 6.
 _EXIT_CODES: tuple[tuple[type[EverstateError], int], ...] = (
@@ -70,25 +72,47 @@ def register(app: typer.Typer) -> None:
 
 def dev(
     no_sample: Annotated[
-        bool, typer.Option("--no-sample", help="Do not offer to import the sample.")
+        bool,
+        typer.Option("--no-sample", help="Neither register the sample's projections nor offer it."),
     ] = False,
+    app: Annotated[
+        Path | None,
+        typer.Option(
+            "--app",
+            help="Your everstate.toml or pyproject.toml, or its folder; default: in this folder.",
+        ),
+    ] = None,
 ) -> None:
     """Run Everstate on this machine: an embedded PostgreSQL and a node, until Ctrl-C.
 
     The data is in $EVERSTATE_DEV_DIR (./.everstate) and is found again by the next start. With
     EVERSTATE_DATABASE_URL set, that database (PostgreSQL 15 to 18) is used instead of the embedded.
 
+    Runs the projections of --app, or of the everstate.toml or pyproject.toml ([tool.everstate]) in
+    this folder. Where there is none, those of the sample.
+
     Ctrl-C stops all in order (exit code 130), SIGTERM too (exit code 0); a second Ctrl-C stops at
     once. Nothing is left running however this command ends.
     """
-    raise typer.Exit(run(os.environ, sample=not no_sample))
+    raise typer.Exit(run(os.environ, sample=not no_sample, app=app))
 
 
-def run(env: Mapping[str, str], *, sample: bool, programs: Programs | None = None) -> int:
+def run(
+    env: Mapping[str, str],
+    *,
+    sample: bool,
+    app: Path | None = None,
+    programs: Programs | None = None,
+) -> int:
     """Do what `dev` does; returns the exit code. Failures are sentences on stderr."""
     folder = Path(env.get("EVERSTATE_DEV_DIR") or ".everstate").absolute()
     database: DevDatabase | None = None
     try:
+        if app is None and env.get("EVERSTATE_APP"):
+            app = Path(env["EVERSTATE_APP"])
+        app, sample = _user_code(app, sample)
+        if app is not None:
+            env = {**env, "EVERSTATE_APP": str(app)}
         with _claimed(folder):
             url = env.get("EVERSTATE_DATABASE_URL")
             if not url:
@@ -156,6 +180,28 @@ def _supervise(
         console=console,
     )
     return supervisor.run(say_next)
+
+
+# -- user code -----------------------------------------------------------------------------------
+
+
+def _user_code(app: Path | None, sample: bool) -> tuple[Path | None, bool]:
+    """The file that names the projections to run, and whether the sample is offered.
+
+    The user's own code comes first; then the sample's projections are not registered, so they are
+    not offered.
+
+    Raises:
+        ConfigurationError: ``app`` does not exist or is wrong.
+
+    """
+    code = usercode.find(app)
+    if app is not None and code is None:
+        raise ConfigurationError(f"user code: {app} names none ([tool.everstate] is missing)")
+    if code is not None:
+        return code.file, False
+    own = _SAMPLE / usercode.FILE
+    return (own, True) if sample and own.is_file() else (None, False)
 
 
 # -- the folder ----------------------------------------------------------------------------------
@@ -274,9 +320,8 @@ def _next_steps(env: Mapping[str, str], sample: bool) -> list[str]:
     lines = ["", "Try, in another terminal:"]
     if folder := env.get("EVERSTATE_DEV_DIR"):
         lines.append(f"  export EVERSTATE_DEV_DIR={shlex.quote(str(Path(folder).absolute()))}")
-    path = Path(__file__).parents[2] / _SAMPLE
-    if sample and path.is_file():
-        lines.append(f"  {command} import {shlex.quote(_near(path))}")
+    if sample and _SAMPLE_EVENTS.is_file():
+        lines.append(f"  {command} import {shlex.quote(_near(_SAMPLE_EVENTS))}")
         lines.append(f"  {command} entity show file psycopg/docs/news.rst")
     return [*lines, f"  {command} log verify", "Ctrl-C stops.", ""]
 

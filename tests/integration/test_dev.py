@@ -25,11 +25,13 @@ ROOT = Path(__file__).parents[2]
 
 DRIVER = """
 import os, sys
+from pathlib import Path
 from everstate.commands.dev import Programs, run
 python = [sys.executable, "-c"]
 migrate, serve, *options = sys.argv[1:]
 programs = Programs([*python, migrate], [*python, serve])
-sys.exit(run(os.environ, sample=not options, programs=programs))
+app = Path(options[1]) if "--app" in options else None
+sys.exit(run(os.environ, sample="--no-sample" not in options, app=app, programs=programs))
 """
 
 MIGRATE = 'print("migrated")'
@@ -350,9 +352,51 @@ def test_a_database_of_ones_own_is_used_and_its_password_never_shown(
     assert "s3cret-word" in (folder / "everstate.env").read_text()
 
 
-def test_no_sample_offers_no_import(start: Starter) -> None:
-    dev = start(MIGRATE, SERVE, "--no-sample")
+SAY_APP = "import os; print('app', os.environ.get('EVERSTATE_APP'))"
+
+
+def test_the_sample_is_registered_and_its_import_offered_but_not_run(start: Starter) -> None:
+    dev = start(SAY_APP)
     dev.until("Ctrl-C stops")
+    assert f"migrate | app {ROOT}/samples/repo_history/everstate.toml" in dev.lines
+    assert any(" import samples/repo_history/" in line for line in dev.lines)
+    assert dev.end(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize("how", ["option", "variable"])
+def test_ones_own_code_takes_the_place_of_the_sample(
+    start: Starter, tmp_path: Path, how: str
+) -> None:
+    own = tmp_path / "own" / "everstate.toml"
+    own.parent.mkdir()
+    own.write_text("projections = []\n")
+    if how == "option":
+        dev = start(SAY_APP, SERVE, "--app", str(own.parent))
+    else:
+        dev = start(SAY_APP, EVERSTATE_APP=str(own))
+    dev.until("Ctrl-C stops")
+    assert f"migrate | app {own}" in dev.lines
+    assert not any(" import " in line for line in dev.lines)
+    assert dev.end(signal.SIGTERM) == 0
+
+
+def test_code_that_is_not_there_is_refused_before_anything_is_made(
+    start: Starter, folder: Path, tmp_path: Path
+) -> None:
+    code, said = refusal(start(MIGRATE, SERVE, "--app", str(tmp_path / "no.toml")))
+    assert code == 2
+    assert said[0] == f"error: user code: {tmp_path}/no.toml does not exist"
+    (tmp_path / "pyproject.toml").write_text("[project]\nname = 'x'\n")
+    code, said = refusal(start(MIGRATE, SERVE, "--app", str(tmp_path / "pyproject.toml")))
+    assert code == 2
+    assert "[tool.everstate] is missing" in said[0]
+    assert not folder.exists()
+
+
+def test_no_sample_registers_none_and_offers_no_import(start: Starter) -> None:
+    dev = start(SAY_APP, SERVE, "--no-sample")
+    dev.until("Ctrl-C stops")
+    assert "migrate | app None" in dev.lines
     assert not any(" import " in line for line in dev.lines)
     assert dev.end(signal.SIGTERM) == 0
 

@@ -17,7 +17,7 @@ CREATE INDEX spans_at ON spans (alive_from, alive_to);
 -- on: FileAdded
 -- Two branches may add the same file: it is there once. Deleted and added at one time, it stayed.
 INSERT INTO spans (path, alive_from)
-SELECT :meta.entity_id, :meta.time
+SELECT (:meta.entity_id)::text, (:meta.time)::timestamptz
 WHERE NOT EXISTS (SELECT FROM spans WHERE path = :meta.entity_id AND alive_to IS NULL)
 ON CONFLICT (path, alive_from) DO UPDATE SET alive_to = NULL;
 
