@@ -6,7 +6,7 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from benchmarks import appends, memory, reads
+from benchmarks import appends, delivery, memory, reads
 from benchmarks.load import Sample
 from benchmarks.workspace import Workspace
 
@@ -84,6 +84,18 @@ GROUPS: tuple[tuple[Scenario, ...], ...] = (
     (
         Scenario("read_log", _EVENTS, reads.read_log, reads.fill_log, {"": "raw_read"}),
         Scenario("raw_read", _EVENTS, reads.raw_read, reads.fill_log),
+    ),
+    (
+        Scenario("delivery/1", _EVENTS, delivery.delivery(1), appends.warm_names),
+        Scenario("delivery/5", _EVENTS, delivery.delivery(5), appends.warm_names),
+        Scenario("delivery/50", _EVENTS, delivery.delivery(50), appends.warm_names),
+        Scenario(
+            "fanout_node/50", "µs a delivery", delivery.node_cpu,
+            references={"": "fanout_bare/50"},
+        ),
+        Scenario(
+            "fanout_bare/50", "µs a delivery", delivery.bare_cpu, needs=("fanout_node/50",)
+        ),
     ),
     (Scenario("load_entity/100", "loads/s", reads.load_entity, reads.make_entities),),
     (

@@ -67,27 +67,35 @@ class Service:
         self.process.stop(_STOP)
 
 
-class PeerProcess:
-    """`benchmarks.peers.pyeventsourcing`: commands in, results out."""
+class Lines:
+    """A process that takes commands and answers, a line of JSON each."""
 
-    def __init__(self, process: BoundProcess, commands: int, log: Path) -> None:
+    def __init__(self, name: str, process: BoundProcess, commands: int, log: Path) -> None:
+        self.name = name
         self.process = process
         self._commands = commands
         self._log = log
 
-    async def run(self, kind: str, writers: int, seconds: float) -> dict[str, float]:
-        """One round of inserts."""
-        command = {"kind": kind, "writers": writers, "seconds": seconds}
+    def send(self, command: dict[str, Any]) -> None:
+        """Gives a command."""
         with contextlib.suppress(BrokenPipeError):  # it has ended: the answer says why
             os.write(self._commands, json.dumps(command).encode() + b"\n")
+
+    async def answer(self) -> dict[str, Any]:
+        """The next answer. Raises `BenchmarkError` when it is an error, or none comes."""
         assert self.process.stdout is not None
         line = await asyncio.to_thread(self.process.stdout.readline)
         if not line:
-            raise BenchmarkError(f"pyeventsourcing ended: {_last_words(self._log)}")
+            raise BenchmarkError(f"{self.name} ended: {_last_words(self._log)}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise BenchmarkError(answer["error"])
         return answer
+
+    async def run(self, kind: str, writers: int, seconds: float) -> dict[str, float]:
+        """One round of inserts, in pyeventsourcing."""
+        self.send({"kind": kind, "writers": writers, "seconds": seconds})
+        return await self.answer()
 
     def stop(self) -> None:
         """Ends it: it reads the end of its input."""
@@ -123,8 +131,10 @@ class Stack:
         self.database = DevDatabase(folder / "data")
         self._node: Service | None = None
         self._echo: Service | None = None
-        self._peer: PeerProcess | None = None
+        self._peer: Lines | None = None
+        self._subscribers: Lines | None = None
         self._client: Client | None = None
+        self._other_client: Client | None = None
         self._connection: Any = None
         self.postgres_version = ""
 
@@ -140,8 +150,9 @@ class Stack:
 
     async def aclose(self) -> None:
         """Closes what belongs to the event loop; before `close`."""
-        if self._client is not None:
-            await self._client.close()
+        for client in (self._client, self._other_client):
+            if client is not None:
+                await client.close()
         if self._connection is not None:
             await self._connection.close()
 
@@ -164,6 +175,13 @@ class Stack:
         return self._client
 
     @property
+    def other_client(self) -> Client:
+        """A client of another node on the same database."""
+        if self._other_client is None:
+            self._other_client = Client(self.start_node().target)
+        return self._other_client
+
+    @property
     def echo(self) -> Service:
         """The bare server."""
         if self._echo is None:
@@ -181,7 +199,7 @@ class Stack:
             )
         return self._connection
 
-    async def peer(self) -> PeerProcess:
+    async def peer(self) -> Lines:
         """pyeventsourcing, on a database of its own."""
         if self._peer is None:
             connection = await self.connection()
@@ -189,17 +207,36 @@ class Stack:
                 await connection.execute("CREATE DATABASE peer")
             url = urlsplit(self.database.dsn())
             host = parse_qs(url.query)["host"][0]
-            log = self._log("pyeventsourcing")
-            theirs, commands = os.pipe()
-            words = [sys.executable, "-m", "benchmarks.peers.pyeventsourcing"]
-            with os.fdopen(theirs, "rb") as stdin, log.open("wb") as stderr:
-                process = spawn(
-                    [*words, host, url.username or "", "peer"], env=_environment(), cwd=ROOT,
-                    stdin=stdin, stdout=subprocess.PIPE, stderr=stderr,
-                )  # fmt: skip
-            self._peer = PeerProcess(process, commands, log)
-            self._stops.callback(self._peer.stop)
+            self._peer = self._lines("pyeventsourcing", host, url.username or "", "peer")
         return self._peer
+
+    def subscribers(self) -> Lines:
+        """Subscribers of whatever speaks the protocol, in one process."""
+        if self._subscribers is None:
+            self._subscribers = self._lines("subscribers")
+        return self._subscribers
+
+    def _lines(self, name: str, *arguments: str) -> Lines:
+        log = self._log(name)
+        theirs, commands = os.pipe()
+        with os.fdopen(theirs, "rb") as stdin, log.open("wb") as stderr:
+            process = spawn(
+                [sys.executable, "-m", f"benchmarks.peers.{name}", *arguments],
+                env=_environment(), cwd=ROOT, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr,
+            )  # fmt: skip
+        made = Lines(name, process, commands, log)
+        self._stops.callback(made.stop)
+        return made
+
+    def start_fanout(self, record: Path, subscribers: int) -> Service:
+        """The bare server of ready-made messages."""
+        return self._start(
+            lambda fd: [
+                sys.executable, "-m", "benchmarks.peers.fanout", str(fd), str(record),
+                str(subscribers),
+            ],
+            _environment(),
+        )  # fmt: skip
 
     def start_node(self) -> Service:
         """A further node; `close` stops it when nobody did."""
@@ -243,6 +280,8 @@ class Stack:
                 pids[role] = service.pid
         if self._peer is not None:
             pids["pyeventsourcing"] = self._peer.process.pid
+        if self._subscribers is not None:
+            pids["subscribers"] = self._subscribers.process.pid
         return meter.read(pids, self.database.pid)
 
     async def batches(self) -> tuple[float, float]:

@@ -39,6 +39,17 @@ def _at_most(row: str, most: float, unit: str) -> Target:
     return Target(row, f"< {most:g} {unit}", lambda r, _: r.value < most)
 
 
+def _latency(row: str, p50: float, p99: float) -> tuple[Target, ...]:
+    return (
+        Target(
+            row, f"p50 ≤ {p50:g} ms", lambda r, _: None if r.p50_ms is None else r.p50_ms <= p50
+        ),
+        Target(
+            row, f"p99 ≤ {p99:g} ms", lambda r, _: None if r.p99_ms is None else r.p99_ms <= p99
+        ),
+    )
+
+
 TARGETS: tuple[Target, ...] = (
     _ratio("append_stream/256", 10.0, "≥ 10 × pyeventsourcing/8"),
     _ratio("append_stream/256:raw", 0.5, "≥ 50 % of raw_append/256"),
@@ -51,6 +62,16 @@ TARGETS: tuple[Target, ...] = (
         "load_entity/100",
         "p50 ≤ 5 ms",
         lambda r, _: None if r.p50_ms is None else r.p50_ms <= 5.0,
+    ),
+    *_latency("delivery/1", 5, 25),
+    *_latency("delivery/5", 5, 25),
+    Target(
+        "delivery/50", "p99 ≤ 250 ms", lambda r, _: None if r.p99_ms is None else r.p99_ms <= 250
+    ),
+    Target(
+        "fanout_node/50",
+        "≤ 1.5 × fanout_bare/50",
+        lambda r, _: None if r.ratio is None else r.ratio <= 1.5,
     ),
     _at_most("rss/flood", 250, "MB"),
     _at_most("rss/slow_readers", 250, "MB"),

@@ -25,6 +25,8 @@ class Workspace:
     stack: Stack
     mean_batch: float = 0.0
     """Appends a commit in the newest round of append_stream/256."""
+    fanout: int = 0
+    """Events of the newest round of fanout_node/50."""
     read_log: str = ""
     entities: list[str] = field(default_factory=list)
     raw: RawAppender | None = None

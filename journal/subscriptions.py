@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -61,11 +61,13 @@ class Delivery:
     """What a subscriber gets next; see `journal.model.SubscriptionBatch`.
 
     ``slices`` are the parts of the tail that it is made of (segment, first and last index + 1), of
-    which ``match`` picks (None: all); None: it was read from the database.
+    which ``match`` picks (None: all); None: it was read from the database. ``encoded`` is for
+    whoever sends it to several.
     """
 
     __slots__ = (
-        "_rows", "caught_up", "fell_behind", "head", "match", "next_position", "removed", "slices",
+        "_rows", "caught_up", "encoded", "fell_behind", "first", "head", "match", "next_position",
+        "removed", "slices",
     )  # fmt: skip
 
     def __init__(
@@ -82,8 +84,10 @@ class Delivery:
         self.removed = removed
         self.slices = slices
         self.match = match
+        self.first = 0
         self.caught_up = False
         self.fell_behind = False
+        self.encoded: Any = None
         self._rows = rows
 
     @property
@@ -254,59 +258,50 @@ class Subscriptions:
             since = await self._source.reader.position_at(ref.log_id, query.from_time_us, head, 5)
             position = max(position, since)
         tail = await self._tail(name)
-        tail.followers += 1
-        telemetry.subscribers.labels(name).inc()
-        try:
-            async with contextlib.aclosing(self._deliveries(tail, query, position)) as deliveries:
-                async for delivery in deliveries:
-                    yield delivery
-        finally:
-            tail.followers -= 1
-            telemetry.subscribers.labels(name).dec()
-
-    async def _deliveries(
-        self, tail: Tail, query: SubscribeQuery, position: int
-    ) -> AsyncGenerator[Delivery, None]:
         match = matcher(query, self._source.names)
         caught_up = said = False
         beats = tail.beats
-        while True:
-            self._check_open()
-            if position < tail.first and position <= tail.head:
-                fell, caught_up = caught_up, False
-                if fell:
-                    telemetry.fell_behind.labels(tail.name).inc()
-                async with contextlib.aclosing(self._catch_up(tail, query, position)) as parts:
-                    async for delivery in parts:
-                        delivery.fell_behind, fell = fell, False
-                        position = delivery.next_position
-                        delivery.caught_up = caught_up = position > tail.head
+        tail.followers += 1
+        telemetry.subscribers.labels(name).inc()
+        try:
+            while True:
+                self._check_open()
+                if position > tail.head:
+                    if not caught_up:
+                        delivery = Delivery(position, tail.head, ())
+                        delivery.caught_up = caught_up = said = True
                         yield delivery
-                        said = True
-                continue
-            if position <= tail.head:
-                delivery = take(tail, position, match)
-                position = delivery.next_position
-                if position <= tail.head or caught_up:
-                    if match is not None and not delivery.rows:
+                    elif tail.beats == beats:
+                        await tail.waiter()
+                    else:
+                        # Two beats make a heartbeat: who got something since is left alone.
+                        beats = tail.beats
+                        if not said:
+                            yield Delivery(position, tail.head, ())
+                        said = False
+                elif position >= tail.first:
+                    delivery = take(tail, position, match, shared=caught_up)
+                    position = delivery.next_position
+                    if not caught_up and position > tail.head:
+                        delivery.caught_up = caught_up = True
+                    elif match is not None and not delivery.rows:
                         continue
+                    said = True
+                    yield delivery
                 else:
-                    delivery.caught_up = caught_up = True
-                yield delivery
-                said = True
-            elif not caught_up:
-                delivery = Delivery(position, tail.head, ())
-                delivery.caught_up = caught_up = True
-                yield delivery
-                said = True
-            elif tail.beats != beats:
-                # Two beats make a heartbeat: who got something since the last one is left alone.
-                beats = tail.beats
-                if not said:
-                    yield Delivery(position, tail.head, ())
-                said = False
-            else:
-                await tail.waiter()
+                    fell, caught_up = caught_up, False
+                    if fell:
+                        telemetry.fell_behind.labels(name).inc()
+                    async with contextlib.aclosing(self._catch_up(tail, query, position)) as parts:
+                        async for delivery in parts:
+                            delivery.fell_behind, fell = fell, False
+                            position = delivery.next_position
+                            delivery.caught_up = caught_up = position > tail.head
+                            said = True
+                            yield delivery
+        finally:
+            tail.followers -= 1
+            telemetry.subscribers.labels(name).dec()
 
     async def _catch_up(
         self, tail: Tail, query: SubscribeQuery, position: int
@@ -334,8 +329,21 @@ class Subscriptions:
             raise Unavailable("this process stops; go on with another one")
 
 
-def take(tail: Tail, position: int, match: Match | None) -> Delivery:
-    """What a tail has from a position on, within the bounds of one delivery."""
+def take(tail: Tail, position: int, match: Match | None, *, shared: bool = False) -> Delivery:
+    """What a tail has from a position on, within the bounds of one delivery.
+
+    ``shared``: it is not changed, so that all who ask for the same may get the same.
+    """
+    if shared and match is None:
+        last: Delivery | None = tail.shared
+        if last is not None and last.first == position and last.head == tail.head:
+            return last
+        tail.shared = last = _take(tail, position, None)
+        return last
+    return _take(tail, position, match)
+
+
+def _take(tail: Tail, position: int, match: Match | None) -> Delivery:
     slices: list[tuple[Segment, int, int]] = []
     rows = size = 0
     last = position - 1
@@ -356,7 +364,9 @@ def take(tail: Tail, position: int, match: Match | None) -> Delivery:
         size += segment.size
         if last < segment.last:
             break
-    return Delivery(last + 1, tail.head, None, (), slices, match)
+    delivery = Delivery(last + 1, tail.head, None, (), slices, match)
+    delivery.first = position
+    return delivery
 
 
 def _cut(segment: Segment, low: int, high: int) -> int:

@@ -60,7 +60,8 @@ class Segment:
 class Tail:
     """The ring of one log; made at a head, it holds what comes after it.
 
-    ``max_bytes`` bounds it; the oldest leave first. `wait` and `since` are for its readers.
+    ``max_bytes`` bounds it; the oldest leave first. `waiter` and `since` are for its readers;
+    ``shared`` is what the last of them made of it, for others that want the same.
     """
 
     def __init__(self, name: str, head: int, fetch: Fetch, max_bytes: int) -> None:
@@ -69,6 +70,7 @@ class Tail:
         self.known = head
         self.followers = 0
         self.beats = 0
+        self.shared: Any = None  # cleared when the tail changes
         self.idle_since = 0.0
         self._fetch = fetch
         self._max_bytes = max_bytes
@@ -139,6 +141,7 @@ class Tail:
         self._bytes += segment.size
         self.head = last
         self.known = max(self.known, last)
+        self.shared = None
         while self._bytes > self._max_bytes and self._segments:
             self._bytes -= self._segments.popleft().size
         telemetry.tail_bytes.labels(self.name).set(self._bytes)

@@ -109,10 +109,6 @@ tail_encoded = Counter(
     ["log"],
     registry=REGISTRY,
 )
-tail_sent = Counter(
-    "everstate_tail_messages_sent", "Messages sent to subscribers out of memory.", ["log"],
-    registry=REGISTRY,
-)  # fmt: skip
 rpcs = Counter(
     "everstate_rpcs", "Finished gRPC calls, by method and status.", ["method", "status"],
     registry=REGISTRY,

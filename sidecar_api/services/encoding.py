@@ -18,8 +18,6 @@ from sidecar_api.generated import journal_pb2 as pb
 
 _EVENTS = bytes([pb.SubscribeResponse.EVENTS_FIELD_NUMBER << 3 | 2])
 
-Key = tuple[int, int, int, int, bool, bool]
-
 
 class TailEncoder:
     """Makes the messages of one log's subscriptions."""
@@ -27,30 +25,19 @@ class TailEncoder:
     def __init__(self, log: str, names: Names) -> None:
         self._names = names
         self._encoded = telemetry.tail_encoded.labels(log)
-        self._sent = telemetry.tail_sent.labels(log)
-        # Subscribers that are caught up get the same message one after the other.
-        self._key: Key | None = None
-        self._message = b""
-        self._count = 0
 
     def message(self, delivery: Delivery) -> tuple[bytes, int]:
         """The encoded SubscribeResponse of a delivery, and how many events it has."""
         slices = delivery.slices
         if slices is None:
             return self._from_rows(delivery)
-        self._sent.inc()
         if delivery.match is None:
-            key = (
-                slices[0][0].first, slices[0][1], delivery.next_position, delivery.head,
-                delivery.caught_up, delivery.fell_behind,
-            )  # fmt: skip
-            if key == self._key:
-                return self._message, self._count
-            parts = [self._parts(segment)[low:high] for segment, low, high in slices]
-            self._count = sum(map(len, parts))
-            self._message = b"".join(chain(*parts, (_trailer(delivery),)))
-            self._key = key
-            return self._message, self._count
+            if delivery.encoded is None:
+                parts = [self._parts(segment)[low:high] for segment, low, high in slices]
+                message = b"".join(chain(*parts, (_trailer(delivery),)))
+                delivery.encoded = message, sum(map(len, parts))
+            encoded: tuple[bytes, int] = delivery.encoded
+            return encoded
         match = delivery.match
         chosen = [
             part

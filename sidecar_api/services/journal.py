@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc
 
@@ -54,6 +54,49 @@ async def write(context: Context, message: Any, patience: float) -> None:
             await context.write(message)
     except TimeoutError:
         raise DeadlineExceeded(f"the client has read nothing for {patience:.0f} s") from None
+
+
+class Patience:
+    """`write`'s bound for streams of many small messages: a timer now and then, not one a message.
+
+    Ends the call with `DeadlineExceeded` when one write takes longer than ``seconds``, up to half
+    as long again.
+    """
+
+    __slots__ = ("_handle", "_loop", "_seconds", "_since", "_stalled", "_task")
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self._since: float | None = None
+        self._stalled = False
+
+    async def __aenter__(self) -> Self:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task: asyncio.Task[Any] = task
+        self._handle = self._loop.call_later(self._seconds / 2, self._look)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._handle.cancel()
+        if self._stalled and kind is asyncio.CancelledError and self._task.uncancel() == 0:
+            raise DeadlineExceeded(f"the client has read nothing for {self._seconds:.0f} s")
+
+    def begin(self) -> None:
+        """A write begins."""
+        self._since = self._loop.time()
+
+    def end(self) -> None:
+        """It was taken."""
+        self._since = None
+
+    def _look(self) -> None:
+        if self._since is not None and self._loop.time() - self._since >= self._seconds:
+            self._stalled = True
+            self._task.cancel()
+        else:
+            self._handle = self._loop.call_later(self._seconds / 2, self._look)
 
 
 class JournalService:
@@ -185,12 +228,14 @@ class JournalService:
         query = convert.subscribe_query(request)
         encoder = self._encoders.setdefault(name, TailEncoder(name, self._store.names))
         deliveries = self._store.subscriptions.subscribe(name, query)
-        async with contextlib.aclosing(deliveries):
+        async with contextlib.aclosing(deliveries), Patience(STALLED_READ_SECONDS) as patience:
             async for delivery in deliveries:
                 message, count = encoder.message(delivery)
                 events.inc(count)
                 del delivery
-                await write(context, message, STALLED_READ_SECONDS)
+                patience.begin()
+                await context.write(message)
+                patience.end()
 
     async def get_entity(self, request: pb.GetEntityRequest, context: Context) -> pb.Entity:
         telemetry.reads.labels("GetEntity").inc()
