@@ -561,8 +561,183 @@ CREATE INDEX request_results_began_at ON everstate.request_results (began_at);
 
 -- == 0002: 0002_projections
 
--- projections: being built.
-SELECT 1;
+-- Projections: what is registered, how far each has come, what it could not apply.
+-- The tables of a projection's version are in a schema of their own, rm_<name>_v<version>, made by
+-- create_read_model_v1; readers use the views in rm_<name>, made by publish_read_model_v1.
+
+-- One row a projection: which of its versions readers see.
+CREATE TABLE everstate.projections (
+  name             text COLLATE "C" PRIMARY KEY CHECK (name ~ '^[a-z][a-z0-9_]{0,39}$'),
+  live_version     int NOT NULL,               -- the views in rm_<name> show its tables
+  previous_version int,                        -- kept for a rollback
+  paused           boolean NOT NULL DEFAULT false,
+  pause_reason     text NOT NULL DEFAULT '',
+  paused_at        timestamptz,
+  created_at       timestamptz NOT NULL DEFAULT clock_timestamp(),
+  switched_at      timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- One row a version that was ever registered; its digest never changes.
+CREATE TABLE everstate.projection_versions (
+  name             text COLLATE "C" NOT NULL REFERENCES everstate.projections,
+  version          int NOT NULL CHECK (version > 0),
+  state            text NOT NULL
+                   CHECK (state IN ('building', 'ready', 'live', 'previous', 'retired', 'failed')),
+  kind             text NOT NULL CHECK (kind IN ('python', 'sql')),
+  digest           text NOT NULL,              -- SHA-256 over code and SQL, hexadecimal
+  source           text NOT NULL DEFAULT '',   -- of SQL-only projections: enough to run them
+  log_id           int NOT NULL REFERENCES everstate.logs,
+  entity_types     text[] NOT NULL,            -- empty: all
+  event_types      text[] NOT NULL,            -- empty: all
+  segments         int NOT NULL CHECK (segments BETWEEN 1 AND 1024),
+  on_poison        text NOT NULL CHECK (on_poison IN ('halt', 'park')),
+  replayable       boolean NOT NULL,           -- it declares how an entity is deleted
+  schema_name      text NOT NULL,
+  role_name        text NOT NULL,              -- owns the tables; its writes run as this role
+  tables           text[] NOT NULL DEFAULT '{}',
+  target_position  bigint NOT NULL,            -- the head at registration: up to it, history is replayed
+  error            jsonb,
+  registered_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+  ready_at         timestamptz,
+  live_at          timestamptz,
+  retired_at       timestamptz,
+  PRIMARY KEY (name, version)
+);
+
+-- One row a segment: a contiguous range of slices, applied by one worker at a time (leases of kind
+-- 'segment'). It is written in the very transaction that writes the projection's tables.
+CREATE TABLE everstate.projection_checkpoints (
+  name        text COLLATE "C" NOT NULL,
+  version     int NOT NULL,
+  segment     int NOT NULL,
+  first_slice smallint NOT NULL,
+  last_slice  smallint NOT NULL,
+  position    bigint NOT NULL DEFAULT 0,       -- everything up to here has been applied
+  events      bigint NOT NULL DEFAULT 0,       -- how many were
+  state       text NOT NULL DEFAULT 'running' CHECK (state IN ('running', 'halted')),
+  error       jsonb,                           -- why it halted
+  updated_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+  PRIMARY KEY (name, version, segment),
+  FOREIGN KEY (name, version) REFERENCES everstate.projection_versions
+) WITH (fillfactor = 50);
+
+-- Events that a projection could not apply and was told to pass over.
+CREATE TABLE everstate.projection_parked (
+  name        text COLLATE "C" NOT NULL,
+  version     int NOT NULL,
+  position    bigint NOT NULL,
+  segment     int NOT NULL,
+  entity_type text NOT NULL,
+  entity_id   text NOT NULL,
+  event_type  text NOT NULL,
+  error       jsonb NOT NULL,
+  attempts    int NOT NULL DEFAULT 1,
+  parked_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+  PRIMARY KEY (name, version, position),
+  FOREIGN KEY (name, version) REFERENCES everstate.projection_versions
+);
+
+-- == 0002: create_confined_role_v1
+
+-- Makes a role that can log in nowhere and lets the connection become it. It may be there already:
+-- roles are the cluster's, and a database of the same name may have been dropped without it.
+CREATE FUNCTION everstate.create_confined_role_v1(p_role text) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+  IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = p_role) THEN
+    EXECUTE format('CREATE ROLE %I NOLOGIN', p_role);
+  END IF;
+  -- Since PostgreSQL 16, whoever makes a role may administer it, but not become it.
+  IF current_setting('server_version_num')::int >= 160000 THEN
+    IF NOT pg_catalog.pg_has_role(current_user, p_role, 'SET') THEN
+      EXECUTE format('GRANT %I TO %I WITH SET TRUE, INHERIT FALSE', p_role, current_user);
+    END IF;
+  ELSIF NOT pg_catalog.pg_has_role(current_user, p_role, 'MEMBER') THEN
+    EXECUTE format('GRANT %I TO %I', p_role, current_user);
+  END IF;
+END $$;
+
+-- == 0002: create_read_model_v1
+
+-- Makes the empty schema of a projection's version and the role that may write in it and nowhere
+-- else, and the schema of the views with the role of their readers. The tables are then made by the
+-- role p_role.
+CREATE FUNCTION everstate.create_read_model_v1(
+  p_schema text, p_role text, p_views text, p_reader text
+) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM everstate.create_confined_role_v1(p_role);
+  PERFORM everstate.create_confined_role_v1(p_reader);
+  EXECUTE format('CREATE SCHEMA %I', p_schema);
+  EXECUTE format('GRANT USAGE, CREATE ON SCHEMA %I TO %I', p_schema, p_role);
+  EXECUTE format('CREATE SCHEMA IF NOT EXISTS %I', p_views);
+  EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', p_views, p_reader);
+END $$;
+
+-- == 0002: publish_read_model_v1
+
+-- Makes the views in p_views show the tables (and views) of p_schema, and takes away those that have
+-- no table any more. A view that can be replaced keeps its grants and what hangs on it; one whose
+-- columns changed is made anew with the same grants, which fails when something hangs on it.
+-- p_role owns the tables; the views belong to the connection's role, which gets the right to read.
+CREATE FUNCTION everstate.publish_read_model_v1(
+  p_schema text, p_role text, p_views text, p_reader text
+) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+  t record;
+  g record;
+  grants text[];
+  definition text;
+  owner text := current_user;
+  former text := current_setting('role');
+BEGIN
+  PERFORM set_config('role', p_role, true);
+  EXECUTE format('GRANT SELECT ON ALL TABLES IN SCHEMA %I TO %I', p_schema, owner);
+  PERFORM set_config('role', former, true);
+  FOR t IN
+    SELECT c.relname FROM pg_catalog.pg_class c
+    WHERE c.relnamespace = p_views::regnamespace AND c.relkind = 'v' AND NOT EXISTS (
+      SELECT FROM pg_catalog.pg_class o WHERE o.relnamespace = p_schema::regnamespace
+        AND o.relname = c.relname AND o.relkind IN ('r', 'p', 'v', 'm'))
+  LOOP
+    EXECUTE format('DROP VIEW %I.%I', p_views, t.relname);
+  END LOOP;
+  FOR t IN
+    SELECT c.relname FROM pg_catalog.pg_class c
+    WHERE c.relnamespace = p_schema::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm')
+      AND NOT c.relispartition
+    ORDER BY c.relname
+  LOOP
+    definition := format('VIEW %I.%I AS SELECT * FROM %I.%I', p_views, t.relname, p_schema, t.relname);
+    BEGIN
+      EXECUTE 'CREATE OR REPLACE ' || definition;
+    EXCEPTION WHEN invalid_table_definition OR wrong_object_type THEN
+      SELECT array_agg(format('GRANT %s ON %I.%I TO %s', a.privilege_type, p_views, t.relname,
+          CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END))
+        INTO grants
+        FROM pg_catalog.pg_class c, pg_catalog.aclexplode(c.relacl) a
+        WHERE c.oid = to_regclass(format('%I.%I', p_views, t.relname));
+      EXECUTE format('DROP VIEW %I.%I', p_views, t.relname);
+      EXECUTE 'CREATE ' || definition;
+      FOR g IN SELECT unnest(grants) AS statement LOOP
+        EXECUTE g.statement;
+      END LOOP;
+    END;
+    EXECUTE format('GRANT SELECT ON %I.%I TO %I', p_views, t.relname, p_reader);
+  END LOOP;
+END $$;
+
+-- == 0002: drop_read_model_v1
+
+-- Removes the schema of a projection's version with all that is in it, and its role.
+CREATE FUNCTION everstate.drop_read_model_v1(p_schema text, p_role text) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+  EXECUTE format('DROP SCHEMA IF EXISTS %I CASCADE', p_schema);
+  EXECUTE format('DROP ROLE IF EXISTS %I', p_role);
+END $$;
 
 -- == 0002: 0002_groups
 

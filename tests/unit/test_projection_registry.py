@@ -1,0 +1,230 @@
+"""Finding the user's projections: everstate.toml, modules, SQL files, names, digests."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kernel.errors import ConfigurationError, NotFound
+from projections.model import Definition
+from projections.registry import App, find_app, load
+
+Write = Callable[..., Path]
+
+FOLDERS = """
+    from everstate.projections import Projection
+
+    LIMIT = 3
+
+    def helper(x):
+        return x + LIMIT
+
+    def unrelated(x):
+        return x
+
+    class Folders(Projection):
+        "Lines by folder."
+        name = "folders"
+        version = 1
+        on_poison = "halt"
+        tables = "CREATE TABLE folders (a int);"
+
+        async def apply(self, events, tx):
+            helper(1)  # a comment
+"""
+SQL = "-- projection: files\n-- version: 1\n-- on: A\nSELECT 1;\n"
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Iterator[Write]:
+    """Writes files of an app into a folder of its own; forgets its modules afterwards."""
+    before, path = set(sys.modules), list(sys.path)
+
+    def put(name: str, text: str) -> Path:
+        file = tmp_path / "app" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(textwrap.dedent(text), encoding="utf-8")
+        return file
+
+    yield put
+    sys.path[:] = path
+    for name in set(sys.modules) - before:
+        file = getattr(sys.modules[name], "__file__", None) or ""
+        if file.startswith(str(tmp_path)) or not file:
+            del sys.modules[name]
+
+
+def found_in(write: Write, *entries: str) -> list[Definition]:
+    listed = ", ".join(f'"{entry}"' for entry in entries)
+    file = write("everstate.toml", f"projections = [{listed}]\n")
+    app = find_app(file.parent)
+    assert app is not None
+    return load(app)
+
+
+def fresh(write: Write, text: str, module: str) -> Definition:
+    """The projection of a module that is loaded anew."""
+    write(f"{module}.py", text)
+    return found_in(write, module)[0]
+
+
+def refused(write: Write, *entries: str) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        found_in(write, *entries)
+    return caught.value.message
+
+
+def test_modules_and_folders_of_sql_are_found_from_the_toml_file(write: Write) -> None:
+    write("shop/__init__.py", "")
+    write("shop/projections.py", FOLDERS)
+    write("sql/files.sql", SQL)
+    found = found_in(write, "shop.projections", "sql/")
+    assert [(d.name, d.version, d.kind) for d in found] == [
+        ("files", 1, "sql"),
+        ("folders", 1, "python"),
+    ]
+    assert found[0].origin == "sql/files.sql"
+    assert found[1].origin == "shop.projections.Folders"
+    assert found[1].make is not None
+    assert sys.path[-1] == str(write("x", "").parent), "the user's folder goes last"
+
+
+def test_a_pyproject_with_a_section_will_do_and_one_without_is_none(write: Write) -> None:
+    file = write("pyproject.toml", "[tool.other]\n")
+    assert find_app(file.parent) is None
+    write("pyproject.toml", "[tool.everstate]\nprojections = ['a']\n")
+    assert find_app(file.parent) == App(file.resolve(), ("a",))
+    assert find_app(file.parent, named=file.parent) == App(file.resolve(), ("a",))
+
+
+def test_a_file_that_was_named_and_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match=r"other\.toml: there is no such file"):
+        find_app(tmp_path, named=tmp_path / "other.toml")
+    with pytest.raises(NotFound, match=r"neither everstate\.toml nor"):
+        find_app(tmp_path, named=tmp_path)
+    assert find_app(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("projections = 'a'", "projections: is not a list"),
+     ("projection = []", "unknown key 'projection'"),
+     ("projections = [", "everstate.toml: "), ("projections = [1]", "is not a list of modules")],
+)  # fmt: skip
+def test_a_wrong_toml_file_is_refused(write: Write, text: str, message: str) -> None:
+    file = write("everstate.toml", text)
+    with pytest.raises(ConfigurationError, match=message):
+        find_app(file.parent)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [("nowhere", "there is no module 'nowhere'"), ("nowhere.sql", "there is no 'nowhere.sql'"),
+     ("empty/", "there is no 'empty/'"), ("shop.nowhere", "shop")],
+)  # fmt: skip
+def test_an_entry_that_is_not_there_is_refused_by_name(
+    write: Write, entry: str, message: str
+) -> None:
+    assert message in refused(write, entry)
+
+
+def test_a_module_that_fails_says_why(write: Write) -> None:
+    write("broken_one.py", "import nothing_like_this\n")
+    assert "importing 'broken_one' failed: ModuleNotFoundError" in refused(write, "broken_one")
+    write("broken_two.py", "def x(:\n")
+    assert refused(write, "broken_two").startswith("broken_two.py:1: ")
+    write("without.py", "x = 1\n")
+    assert "module 'without' has no projection" in refused(write, "without")
+
+
+@pytest.mark.parametrize("name", ["migrations", "journal", "projections", "everstate"])
+def test_a_package_with_the_name_of_ours_is_not_shadowed_silently(write: Write, name: str) -> None:
+    write(f"{name}/__init__.py", "")
+    write(f"{name}/entries.py", "x = 1\n")
+    assert f"the package '{name}'" in refused(write, f"{name}.entries")
+    write(f"user_{name}.py", f"x = 1\nfrom {name} import entries\n")
+    said = refused(write, f"user_{name}")
+    assert said.startswith(f"user_{name}.py:2: `import {name}` means ")
+    assert "is one of Everstate's own packages" in said
+
+
+def test_a_shadowed_import_in_a_module_that_is_imported_is_found_too(write: Write) -> None:
+    write("migrations/__init__.py", "")
+    write("deep.py", "def f():\n    import migrations\n    return migrations\n")
+    write("top_of_deep.py", "import deep\n" + textwrap.dedent(FOLDERS))
+    assert refused(write, "top_of_deep").startswith("deep.py:2: `import migrations`")
+
+
+def test_a_package_with_the_name_of_ours_that_nobody_imports_is_no_trouble(write: Write) -> None:
+    write("migrations/env.py", "x = 1\n")
+    assert fresh(write, FOLDERS, "harmless").name == "folders"
+    import migrations
+
+    assert "app" not in (migrations.__file__ or "").split("/")
+
+
+def test_two_projections_with_one_name_are_refused_with_both_places(write: Write) -> None:
+    write("twice.py", FOLDERS.replace("folders", "files"))
+    write("files.sql", SQL)
+    said = refused(write, "twice", "files.sql")
+    assert said == "two projections are named 'files': twice.Folders and files.sql"
+    write("files.sql", SQL.replace("version: 1", "version: 2"))
+    assert "two projections are named 'files'" in refused(write, "twice", "files.sql")
+
+
+def test_an_old_version_that_the_new_one_names_is_registered_too(write: Write) -> None:
+    newer = """
+    class Newer(Folders):
+        version = 2
+        name = "folders"
+        replaces = Folders
+    """
+    write("both.py", textwrap.dedent(FOLDERS) + textwrap.dedent(newer))
+    found = found_in(write, "both")
+    assert [(d.version, d.superseded) for d in found] == [(1, True), (2, False)]
+    write("wrong.py", (textwrap.dedent(FOLDERS) + textwrap.dedent(newer)).replace("= 2", "= 1"))
+    assert "replaces: is not an older version of 'folders'" in refused(write, "wrong")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [("version = 1", "version = 0", "version: 0 is not a number from 1"),
+     ("version = 1", "other = 1", "version: is not set"),
+     ("version = 1", "version = True", "version: True is not"),
+     ('name = "folders"', 'name = "Folders"', "name: 'Folders' does not match"),
+     ('"halt"', '"stop"', "on_poison: 'stop' is neither halt nor park"),
+     ("async def apply", "async def aply", "apply: is not written"),
+     ("version = 1", 'version = 1; event_types = ("A")', "event_types: is not a list of names"),
+     ("version = 1", "version = 1; segments = 2000", "segments: 2000 is not a number from 1"),
+     ("CREATE TABLE", "COMMIT; CREATE TABLE", "tables: line 1: COMMIT is not allowed")],
+)  # fmt: skip
+def test_a_class_that_is_wrong_is_named_with_the_attribute(
+    write: Write, old: str, new: str, message: str, request: pytest.FixtureRequest
+) -> None:
+    module = "wrong_" + str(abs(hash((old, new))))
+    write(f"{module}.py", FOLDERS.replace(old, new))
+    said = refused(write, module)
+    assert said.startswith(f"{module}.Folders: ")
+    assert message in said
+
+
+def test_the_digest_changes_with_the_code_that_the_class_uses_and_with_nothing_else(
+    write: Write,
+) -> None:
+    def digest(number: int, old: str = "", new: str = "") -> str:
+        assert old in FOLDERS
+        return fresh(write, FOLDERS.replace(old, new), f"pile_{number}").digest
+
+    same = digest(0)
+    assert digest(1, "  # a comment", "") == same
+    assert digest(2, "Lines by folder.", "Other words.") == same
+    assert digest(3, "return x\n\n    class", "return x + 9\n\n    class") == same, "a neighbour"
+    assert digest(4, 'on_poison = "halt"', 'on_poison = "park"') == same
+    assert digest(5, "helper(1)", "helper(2)") != same
+    assert digest(6, "x + LIMIT", "x - LIMIT") != same
+    assert digest(7, "LIMIT = 3", "LIMIT = 4") != same
+    assert digest(8, "(a int)", "(a bigint)") != same
