@@ -76,7 +76,7 @@ def test_comments_and_the_poison_policy_do_not_change_the_digest_and_all_else_do
         ("-- projection: files\n", "", "files.sql:1: the header lacks `-- projection: …`"),
         ("-- version: 3", "-- version: three", "files.sql:2: version 'three' is not a number"),
         ("-- version: 3", "-- version: 0", "files.sql: version: 0 is not a number from 1 to"),
-        ("-- version: 3", "-- versoin: 3", "files.sql:2: unknown key 'versoin'"),
+        ("-- version: 3", "-- versionn: 3", "files.sql:2: unknown key 'versionn'"),
         ("-- version: 3", "-- version: 3\n-- version: 4", "files.sql:3: 'version' is there twice"),
         ("park", "perk", "files.sql: on_poison: 'perk' is neither halt nor park"),
         ("projection: files", "projection: Files", "files.sql: name: 'Files' does not match"),

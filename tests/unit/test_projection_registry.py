@@ -197,7 +197,7 @@ def test_an_old_version_that_the_new_one_names_is_registered_too(write: Write) -
      ("version = 1", "version = True", "version: True is not"),
      ('name = "folders"', 'name = "Folders"', "name: 'Folders' does not match"),
      ('"halt"', '"stop"', "on_poison: 'stop' is neither halt nor park"),
-     ("async def apply", "async def aply", "apply: is not written"),
+     ("async def apply", "async def applies", "apply: is not written"),
      ("version = 1", 'version = 1; event_types = ("A")', "event_types: is not a list of names"),
      ("version = 1", "version = 1; segments = 2000", "segments: 2000 is not a number from 1"),
      ("CREATE TABLE", "COMMIT; CREATE TABLE", "tables: line 1: COMMIT is not allowed")],
