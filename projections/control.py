@@ -23,10 +23,10 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.01, 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class VersionRow:
-    """A version of a projection and how it stands.
+class ProjectionRow:
+    """A build of a projection's version and how it stands.
 
-    ``state``: what the version is for: building, ready, live, previous, retired, failed.
+    ``state``: what the build is for: building, ready, live, previous, retired, failed.
     ``status``: how it goes: ``paused``, ``halted``, else its state. ``position``: all segments have
     applied the log up to here. ``halted``: how many segments halted. ``lag_seconds``: age of the
     first event that was not applied; ``lag_events`` counts positions, whether or not handled.
@@ -34,6 +34,7 @@ class VersionRow:
 
     name: str
     version: int
+    build: int
     state: str
     status: str
     kind: str
@@ -44,6 +45,7 @@ class VersionRow:
     segments: int
     on_poison: str
     replayable: bool
+    schema_name: str
     views: str
     tables: tuple[str, ...]
     position: int
@@ -56,20 +58,22 @@ class VersionRow:
     lag_bytes: int
     lag_seconds: float
     live_version: int
-    previous_version: int | None
+    live_build: int
     paused: bool
     pause_reason: str
     error: Any
     registered_at: datetime
+    created_at: datetime
     ready_at: datetime | None
     live_at: datetime | None
+    previous_at: datetime | None
     retired_at: datetime | None
     updated_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentRow:
-    """A segment of a version. ``holder``: the worker that has its lease."""
+    """A segment of a build. ``holder``: the worker that has its lease."""
 
     segment: int
     first_slice: int
@@ -118,41 +122,41 @@ def _json(text: str | None) -> Any:
 
 async def list_projections(
     database: Database, after: str = "", limit: int = 100, *, timeout: float | None = 10
-) -> list[VersionRow]:
-    """A page of projections by name, each as its live version; go on ``after`` the last name.
+) -> list[ProjectionRow]:
+    """A page of projections by name, each as its live build; go on ``after`` the last name.
 
     Raises:
         InvalidArgument: ``limit`` is not from 1 to 1,000.
 
     """
-    return await _versions(database, after, None, _limit(limit), timeout, live_only=True)
+    return await _builds(database, after, None, _limit(limit), timeout, live_only=True)
 
 
 async def get_projection(
     database: Database, name: str, *, timeout: float | None = 10
-) -> VersionRow:
-    """The live version of a projection.
+) -> ProjectionRow:
+    """The live build of a projection.
 
     Raises:
         NotFound: there is none of this name.
 
     """
-    rows = await _versions(database, "", name, 1, timeout, live_only=True)
+    rows = await _builds(database, "", name, 1, timeout, live_only=True)
     if not rows:
         raise not_found(name)
     return rows[0]
 
 
-async def list_versions(
+async def list_builds(
     database: Database, name: str, limit: int = 100, *, timeout: float | None = 10
-) -> list[VersionRow]:
-    """The versions of a projection, newest first.
+) -> list[ProjectionRow]:
+    """The builds of a projection, newest version first, retired ones too.
 
     Raises:
         NotFound: there is no projection of this name. InvalidArgument: see `list_projections`.
 
     """
-    rows = await _versions(database, "", name, _limit(limit), timeout, live_only=False)
+    rows = await _builds(database, "", name, _limit(limit), timeout, live_only=False)
     if not rows:
         raise not_found(name)
     return rows
@@ -162,14 +166,16 @@ async def list_segments(
     database: Database,
     name: str,
     version: int,
+    build: int,
     after: int = -1,
     limit: int = 100,
     *,
     timeout: float | None = 10,
 ) -> list[SegmentRow]:
-    """A page of a version's segments; go on ``after`` the last one."""
+    """A page of a build's segments; go on ``after`` the last one."""
     rows = await database.fetch(
-        sql.load("projections", "segments", database.schema), name, version, after, _limit(limit),
+        sql.load("projections", "segments", database.schema), name, version, build, after,
+        _limit(limit),
         timeout=timeout,
     )  # fmt: skip
     return [SegmentRow(**{**row, "error": _json(row["error"])}) for row in rows]
@@ -179,14 +185,16 @@ async def list_parked(
     database: Database,
     name: str,
     version: int,
+    build: int,
     after: int = 0,
     limit: int = 100,
     *,
     timeout: float | None = 10,
 ) -> list[ParkedRow]:
-    """A page of a version's parked events by position; go on ``after`` the last one."""
+    """A page of a build's parked events by position; go on ``after`` the last one."""
     rows = await database.fetch(
-        sql.load("projections", "parked", database.schema), name, version, after, _limit(limit),
+        sql.load("projections", "parked", database.schema), name, version, build, after,
+        _limit(limit),
         timeout=timeout,
     )  # fmt: skip
     return [ParkedRow(**{**row, "error": _json(row["error"])}) for row in rows]
@@ -194,8 +202,8 @@ async def list_parked(
 
 async def pause(
     database: Database, name: str, reason: str, *, timeout: float | None = 10
-) -> VersionRow:
-    """Stops all versions of a projection until `resume`; no batch commits after this returns.
+) -> ProjectionRow:
+    """Stops all builds of a projection until `resume`; no batch commits after this returns.
 
     Raises:
         NotFound: there is none of this name. InvalidArgument: the reason is empty or longer than
@@ -210,7 +218,7 @@ async def pause(
     return await get_projection(database, name, timeout=timeout)
 
 
-async def resume(database: Database, name: str, *, timeout: float | None = 10) -> VersionRow:
+async def resume(database: Database, name: str, *, timeout: float | None = 10) -> ProjectionRow:
     """Ends a pause, and lets halted segments try again from where they halted.
 
     Raises:
@@ -226,7 +234,7 @@ async def resume(database: Database, name: str, *, timeout: float | None = 10) -
 async def wait_for(
     database: Database, name: str, position: int, timeout: timedelta = timedelta(seconds=30)
 ) -> Passed:
-    """Returns when the live version has applied everything up to ``position`` (read your writes).
+    """Returns when the live build has applied everything up to ``position`` (read your writes).
 
     What was written there and is handled can then be read in the projection's views.
 
@@ -269,7 +277,7 @@ def not_found(name: str) -> NotFound:
     return NotFound(f"there is no projection {name!r}")
 
 
-async def _versions(
+async def _builds(
     database: Database,
     after: str,
     name: str | None,
@@ -277,29 +285,29 @@ async def _versions(
     timeout: float | None,
     *,
     live_only: bool,
-) -> list[VersionRow]:
+) -> list[ProjectionRow]:
     rows = await database.fetch(
-        sql.load("projections", "versions", database.schema), after, name, live_only, limit,
+        sql.load("projections", "builds", database.schema), after, name, live_only, limit,
         timeout=timeout,
     )  # fmt: skip
     return [_version(row) for row in rows]
 
 
-def _version(row: Any) -> VersionRow:
+def _version(row: Any) -> ProjectionRow:
     status = row["state"]
     if status not in ("retired", "failed"):
         status = "paused" if row["paused"] else "halted" if row["halted"] else status
-    return VersionRow(
-        name=row["name"], version=row["version"], state=row["state"], status=status,
+    return ProjectionRow(
+        name=row["name"], version=row["version"], build=row["build"], state=row["state"], status=status,
         kind=row["kind"], digest=row["digest"], log=row["log"],
         entity_types=tuple(row["entity_types"]), event_types=tuple(row["event_types"]),
         segments=row["segments"], on_poison=row["on_poison"], replayable=row["replayable"],
-        views=views_schema(row["name"]), tables=tuple(row["tables"]), position=row["position"],
+        schema_name=row["schema_name"], views=views_schema(row["name"]), tables=tuple(row["tables"]), position=row["position"],
         target_position=row["target_position"], head=row["head"], events=row["events"],
         halted=row["halted"], parked=row["parked"], lag_events=row["lag_events"],
         lag_bytes=row["lag_bytes"], lag_seconds=row["lag_seconds"],
-        live_version=row["live_version"], previous_version=row["previous_version"],
+        live_version=row["live_version"], live_build=row["live_build"],
         paused=row["paused"], pause_reason=row["pause_reason"], error=_json(row["error"]),
-        registered_at=row["registered_at"], ready_at=row["ready_at"], live_at=row["live_at"],
-        retired_at=row["retired_at"], updated_at=row["updated_at"],
+        registered_at=row["registered_at"], created_at=row["created_at"], ready_at=row["ready_at"], live_at=row["live_at"],
+        previous_at=row["previous_at"], retired_at=row["retired_at"], updated_at=row["updated_at"],
     )  # fmt: skip

@@ -147,7 +147,7 @@ class Handler:
 
     event_type: str
     function: str
-    """Name of the SQL function, in the version's schema, that runs them."""
+    """Name of the SQL function, in the build's schema, that runs them."""
     statements: tuple[Statement, ...]
 
 
@@ -183,11 +183,6 @@ class Definition:
     make: Callable[[], Projection] | None = field(default=None, compare=False)
 
     @property
-    def schema_name(self) -> str:
-        """The schema of the version's tables."""
-        return f"rm_{self.name}_v{self.version}"
-
-    @property
     def title(self) -> str:
         """For messages."""
         return f"projection {self.name} version {self.version}"
@@ -195,10 +190,11 @@ class Definition:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A segment of a version: slices ``first_slice``..``last_slice``, done up to ``position``."""
+    """A segment of a build: slices ``first_slice``..``last_slice``, done up to ``position``."""
 
     name: str
     version: int
+    build: int
     segment: int
     first_slice: int
     last_slice: int
@@ -207,16 +203,21 @@ class Segment:
     @property
     def lease_name(self) -> str:
         """Its name among the leases of kind ``segment``."""
-        return lease_name(self.name, self.version, self.segment)
+        return lease_name(self.name, self.version, self.build, self.segment)
 
 
-def lease_name(name: str, version: int, segment: int) -> str:
+def lease_name(name: str, version: int, build: int, segment: int) -> str:
     """The name of a segment's lease."""
-    return f"{name}/{version}/{segment}"
+    return f"{name}/{version}/{build}/{segment}"
+
+
+def schema_name(name: str, version: int, build: int = 1) -> str:
+    """The schema of the tables of a build."""
+    return f"rm_{name}_v{version}" + (f"_r{build}" if build > 1 else "")
 
 
 def views_schema(name: str) -> str:
-    """The schema of the views that show the live version."""
+    """The schema of the views that show the live build."""
     return f"rm_{name}"
 
 
@@ -226,9 +227,9 @@ def segment_slices(segments: int) -> list[tuple[int, int]]:
     return [(a, b - 1) for a, b in itertools.pairwise(edges)]
 
 
-def role_name(database: str, schema: str, name: str, version: int) -> str:
-    """The role of a version. Roles are the cluster's, so the name stands for the database too."""
-    return _role("rm", f"{database}\0{schema}\0{name}\0{version}")
+def role_name(database: str, schema: str, read_model: str) -> str:
+    """The role of a build with the schema ``read_model``. Roles are the cluster's, so the name stands for the database too."""
+    return _role("rm", f"{database}\0{schema}\0{read_model}")
 
 
 def reader_role(database: str, schema: str) -> str:
@@ -254,7 +255,7 @@ def check_definition(definition: Definition) -> Definition:
     name = definition.name
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise refuse("name", f"{name!r} does not match [a-z][a-z0-9_]{{0,39}}")
-    if re.search(r"_v[0-9]+$", name):
+    if re.search(r"_v[0-9]+(_r[0-9]+)?$", name):
         raise refuse("name", f"{name!r} ends like the schema of a version (_v1): choose another")
     for label, value, most in (
         ("version", definition.version, 2**31 - 1),

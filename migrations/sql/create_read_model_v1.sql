@@ -1,4 +1,4 @@
--- Makes the empty schema of a projection's version and the role that may write in it and nowhere
+-- Makes the empty schema of a build of a projection and the role that may write in it and nowhere
 -- else, and the schema of the views with the role of their readers. The tables are then made by the
 -- role p_role.
 CREATE FUNCTION everstate.create_read_model_v1(

@@ -1,4 +1,4 @@
--- Removes the schema of a projection's version with all that is in it, and its role.
+-- Removes the schema of a build of a projection with all that is in it, and its role.
 CREATE FUNCTION everstate.drop_read_model_v1(p_schema text, p_role text) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN

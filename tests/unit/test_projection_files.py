@@ -46,7 +46,6 @@ def test_a_file_gives_its_header_its_tables_and_a_handler_for_each_type() -> Non
     assert [s.line for s in found.tables] == [6, 7]
     assert [[s.line for s in h.statements] for h in found.handlers] == [[10], [13, 14], [13, 14]]
     assert found.replayable
-    assert found.schema_name == "rm_files_v3"
 
 
 def test_a_star_handles_all_types_in_the_order_of_the_file() -> None:
@@ -76,7 +75,7 @@ def test_comments_and_the_poison_policy_do_not_change_the_digest_and_all_else_do
         ("-- projection: files\n", "", "files.sql:1: the header lacks `-- projection: …`"),
         ("-- version: 3", "-- version: three", "files.sql:2: version 'three' is not a number"),
         ("-- version: 3", "-- version: 0", "files.sql: version: 0 is not a number from 1 to"),
-        ("-- version: 3", "-- versionn: 3", "files.sql:2: unknown key 'versionn'"),
+        ("-- version: 3", "-- version number: 3", "files.sql:2: unknown key 'version number'"),
         ("-- version: 3", "-- version: 3\n-- version: 4", "files.sql:3: 'version' is there twice"),
         ("park", "perk", "files.sql: on_poison: 'perk' is neither halt nor park"),
         ("projection: files", "projection: Files", "files.sql: name: 'Files' does not match"),

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from kernel.errors import ConfigurationError, NotFound
+from kernel import usercode
+from kernel.errors import ConfigurationError
 from projections.model import Definition
-from projections.registry import App, find_app, load
+from projections.registry import load
 
 Write = Callable[..., Path]
 
@@ -61,9 +62,9 @@ def write(tmp_path: Path) -> Iterator[Write]:
 def found_in(write: Write, *entries: str) -> list[Definition]:
     listed = ", ".join(f'"{entry}"' for entry in entries)
     file = write("everstate.toml", f"projections = [{listed}]\n")
-    app = find_app(file.parent)
-    assert app is not None
-    return load(app)
+    code = usercode.find(file)
+    assert code is not None
+    return load(code)
 
 
 def fresh(write: Write, text: str, module: str) -> Definition:
@@ -93,38 +94,10 @@ def test_modules_and_folders_of_sql_are_found_from_the_toml_file(write: Write) -
     assert sys.path[-1] == str(write("x", "").parent), "the user's folder goes last"
 
 
-def test_a_pyproject_with_a_section_will_do_and_one_without_is_none(write: Write) -> None:
-    file = write("pyproject.toml", "[tool.other]\n")
-    assert find_app(file.parent) is None
-    write("pyproject.toml", "[tool.everstate]\nprojections = ['a']\n")
-    assert find_app(file.parent) == App(file.resolve(), ("a",))
-    assert find_app(file.parent, named=file.parent) == App(file.resolve(), ("a",))
-
-
-def test_a_file_that_was_named_and_is_not_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match=r"other\.toml: there is no such file"):
-        find_app(tmp_path, named=tmp_path / "other.toml")
-    with pytest.raises(NotFound, match=r"neither everstate\.toml nor"):
-        find_app(tmp_path, named=tmp_path)
-    assert find_app(tmp_path) is None
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("projections = 'a'", "projections: is not a list"),
-     ("projection = []", "unknown key 'projection'"),
-     ("projections = [", "everstate.toml: "), ("projections = [1]", "is not a list of modules")],
-)  # fmt: skip
-def test_a_wrong_toml_file_is_refused(write: Write, text: str, message: str) -> None:
-    file = write("everstate.toml", text)
-    with pytest.raises(ConfigurationError, match=message):
-        find_app(file.parent)
-
-
 @pytest.mark.parametrize(
     ("entry", "message"),
-    [("nowhere", "there is no module 'nowhere'"), ("nowhere.sql", "there is no 'nowhere.sql'"),
-     ("empty/", "there is no 'empty/'"), ("shop.nowhere", "shop")],
+    [("nowhere", "there is no nowhere in"), ("nowhere.sql", "there is no 'nowhere.sql'"),
+     ("empty/", "there is no 'empty/'"), ("shop.nowhere", "there is no shop in")],
 )  # fmt: skip
 def test_an_entry_that_is_not_there_is_refused_by_name(
     write: Write, entry: str, message: str
@@ -134,9 +107,9 @@ def test_an_entry_that_is_not_there_is_refused_by_name(
 
 def test_a_module_that_fails_says_why(write: Write) -> None:
     write("broken_one.py", "import nothing_like_this\n")
-    assert "importing 'broken_one' failed: ModuleNotFoundError" in refused(write, "broken_one")
+    assert "broken_one: cannot be imported: ModuleNotFoundError" in refused(write, "broken_one")
     write("broken_two.py", "def x(:\n")
-    assert refused(write, "broken_two").startswith("broken_two.py:1: ")
+    assert "broken_two: cannot be imported: SyntaxError" in refused(write, "broken_two")
     write("without.py", "x = 1\n")
     assert "module 'without' has no projection" in refused(write, "without")
 
@@ -145,11 +118,11 @@ def test_a_module_that_fails_says_why(write: Write) -> None:
 def test_a_package_with_the_name_of_ours_is_not_shadowed_silently(write: Write, name: str) -> None:
     write(f"{name}/__init__.py", "")
     write(f"{name}/entries.py", "x = 1\n")
-    assert f"the package '{name}'" in refused(write, f"{name}.entries")
+    assert f"{name} is a package of Everstate" in refused(write, f"{name}.entries")
     write(f"user_{name}.py", f"x = 1\nfrom {name} import entries\n")
     said = refused(write, f"user_{name}")
     assert said.startswith(f"user_{name}.py:2: `import {name}` means ")
-    assert "is one of Everstate's own packages" in said
+    assert "is a package of Everstate, which comes first" in said
 
 
 def test_a_shadowed_import_in_a_module_that_is_imported_is_found_too(write: Write) -> None:
@@ -160,7 +133,7 @@ def test_a_shadowed_import_in_a_module_that_is_imported_is_found_too(write: Writ
 
 
 def test_a_package_with_the_name_of_ours_that_nobody_imports_is_no_trouble(write: Write) -> None:
-    write("migrations/env.py", "x = 1\n")
+    write("migrations/__init__.py", "x = 1\n")
     assert fresh(write, FOLDERS, "harmless").name == "folders"
     import migrations
 
