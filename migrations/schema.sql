@@ -562,27 +562,26 @@ CREATE INDEX request_results_began_at ON everstate.request_results (began_at);
 -- == 0002: 0002_projections
 
 -- Projections: what is registered, how far each has come, what it could not apply.
--- The tables of a projection's version are in a schema of their own, rm_<name>_v<version>, made by
--- create_read_model_v1; readers use the views in rm_<name>, made by publish_read_model_v1.
+-- A build is one filling of a version's tables, in a schema of its own, rm_<name>_v<version> (later
+-- ones …_r<build>), made by create_read_model_v1; readers use the views in rm_<name>, made by
+-- publish_read_model_v1. docs/adr/0011-rebuild.md.
 
--- One row a projection: which of its versions readers see.
+-- One row a projection: which build readers see. Its row lock orders commits, pauses and switches.
 CREATE TABLE everstate.projections (
   name             text COLLATE "C" PRIMARY KEY CHECK (name ~ '^[a-z][a-z0-9_]{0,39}$'),
-  live_version     int NOT NULL,               -- the views in rm_<name> show its tables
-  previous_version int,                        -- kept for a rollback
+  live_version     int NOT NULL,
+  live_build       int NOT NULL,
   paused           boolean NOT NULL DEFAULT false,
   pause_reason     text NOT NULL DEFAULT '',
   paused_at        timestamptz,
   created_at       timestamptz NOT NULL DEFAULT clock_timestamp(),
   switched_at      timestamptz NOT NULL DEFAULT clock_timestamp()
-);
+) WITH (fillfactor = 50);
 
 -- One row a version that was ever registered; its digest never changes.
 CREATE TABLE everstate.projection_versions (
   name             text COLLATE "C" NOT NULL REFERENCES everstate.projections,
   version          int NOT NULL CHECK (version > 0),
-  state            text NOT NULL
-                   CHECK (state IN ('building', 'ready', 'live', 'previous', 'retired', 'failed')),
   kind             text NOT NULL CHECK (kind IN ('python', 'sql')),
   digest           text NOT NULL,              -- SHA-256 over code and SQL, hexadecimal
   source           text NOT NULL DEFAULT '',   -- of SQL-only projections: enough to run them
@@ -592,23 +591,38 @@ CREATE TABLE everstate.projection_versions (
   segments         int NOT NULL CHECK (segments BETWEEN 1 AND 1024),
   on_poison        text NOT NULL CHECK (on_poison IN ('halt', 'park')),
   replayable       boolean NOT NULL,           -- it declares how an entity is deleted
-  schema_name      text NOT NULL,
-  role_name        text NOT NULL,              -- owns the tables; its writes run as this role
-  tables           text[] NOT NULL DEFAULT '{}',
-  target_position  bigint NOT NULL,            -- the head at registration: up to it, history is replayed
-  error            jsonb,
   registered_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
-  ready_at         timestamptz,
-  live_at          timestamptz,
-  retired_at       timestamptz,
   PRIMARY KEY (name, version)
 );
 
--- One row a segment: a contiguous range of slices, applied by one worker at a time (leases of kind
--- 'segment'). It is written in the very transaction that writes the projection's tables.
+CREATE TABLE everstate.projection_builds (
+  name             text COLLATE "C" NOT NULL,
+  version          int NOT NULL,
+  build            int NOT NULL CHECK (build > 0),
+  state            text NOT NULL
+                   CHECK (state IN ('building', 'ready', 'live', 'previous', 'retired', 'failed')),
+  schema_name      text NOT NULL,
+  role_name        text NOT NULL,              -- owns the tables; the build's writes run as this role
+  tables           text[] NOT NULL,
+  target_position  bigint NOT NULL,            -- the head when it was made: up to it, it replays
+  stop_position    bigint,                     -- no batch goes beyond; null: none
+  error            jsonb,
+  created_at       timestamptz NOT NULL DEFAULT clock_timestamp(),
+  ready_at         timestamptz,
+  live_at          timestamptz,
+  previous_at      timestamptz,
+  retired_at       timestamptz,
+  PRIMARY KEY (name, version, build),
+  FOREIGN KEY (name, version) REFERENCES everstate.projection_versions
+);
+CREATE UNIQUE INDEX projection_builds_live ON everstate.projection_builds (name) WHERE state = 'live';
+
+-- One row a segment of a build: a contiguous range of slices, applied by one worker at a time (leases
+-- of kind 'segment'). It is written in the very transaction that writes the projection's tables.
 CREATE TABLE everstate.projection_checkpoints (
   name        text COLLATE "C" NOT NULL,
   version     int NOT NULL,
+  build       int NOT NULL,
   segment     int NOT NULL,
   first_slice smallint NOT NULL,
   last_slice  smallint NOT NULL,
@@ -617,14 +631,15 @@ CREATE TABLE everstate.projection_checkpoints (
   state       text NOT NULL DEFAULT 'running' CHECK (state IN ('running', 'halted')),
   error       jsonb,                           -- why it halted
   updated_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
-  PRIMARY KEY (name, version, segment),
-  FOREIGN KEY (name, version) REFERENCES everstate.projection_versions
+  PRIMARY KEY (name, version, build, segment),
+  FOREIGN KEY (name, version, build) REFERENCES everstate.projection_builds
 ) WITH (fillfactor = 50);
 
--- Events that a projection could not apply and was told to pass over.
+-- Events that a build could not apply and was told to pass over.
 CREATE TABLE everstate.projection_parked (
   name        text COLLATE "C" NOT NULL,
   version     int NOT NULL,
+  build       int NOT NULL,
   position    bigint NOT NULL,
   segment     int NOT NULL,
   entity_type text NOT NULL,
@@ -633,8 +648,8 @@ CREATE TABLE everstate.projection_parked (
   error       jsonb NOT NULL,
   attempts    int NOT NULL DEFAULT 1,
   parked_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
-  PRIMARY KEY (name, version, position),
-  FOREIGN KEY (name, version) REFERENCES everstate.projection_versions
+  PRIMARY KEY (name, version, build, position),
+  FOREIGN KEY (name, version, build) REFERENCES everstate.projection_builds
 );
 
 -- == 0002: create_confined_role_v1
@@ -659,7 +674,7 @@ END $$;
 
 -- == 0002: create_read_model_v1
 
--- Makes the empty schema of a projection's version and the role that may write in it and nowhere
+-- Makes the empty schema of a build of a projection and the role that may write in it and nowhere
 -- else, and the schema of the views with the role of their readers. The tables are then made by the
 -- role p_role.
 CREATE FUNCTION everstate.create_read_model_v1(
@@ -731,7 +746,7 @@ END $$;
 
 -- == 0002: drop_read_model_v1
 
--- Removes the schema of a projection's version with all that is in it, and its role.
+-- Removes the schema of a build of a projection with all that is in it, and its role.
 CREATE FUNCTION everstate.drop_read_model_v1(p_schema text, p_role text) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
