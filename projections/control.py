@@ -298,16 +298,19 @@ def _version(row: Any) -> ProjectionRow:
     if status not in ("retired", "failed"):
         status = "paused" if row["paused"] else "halted" if row["halted"] else status
     return ProjectionRow(
-        name=row["name"], version=row["version"], build=row["build"], state=row["state"], status=status,
+        name=row["name"], version=row["version"], build=row["build"],
+        state=row["state"], status=status,
         kind=row["kind"], digest=row["digest"], log=row["log"],
         entity_types=tuple(row["entity_types"]), event_types=tuple(row["event_types"]),
         segments=row["segments"], on_poison=row["on_poison"], replayable=row["replayable"],
-        schema_name=row["schema_name"], views=views_schema(row["name"]), tables=tuple(row["tables"]), position=row["position"],
+        schema_name=row["schema_name"], views=views_schema(row["name"]),
+        tables=tuple(row["tables"]), position=row["position"],
         target_position=row["target_position"], head=row["head"], events=row["events"],
         halted=row["halted"], parked=row["parked"], lag_events=row["lag_events"],
         lag_bytes=row["lag_bytes"], lag_seconds=row["lag_seconds"],
         live_version=row["live_version"], live_build=row["live_build"],
         paused=row["paused"], pause_reason=row["pause_reason"], error=_json(row["error"]),
-        registered_at=row["registered_at"], created_at=row["created_at"], ready_at=row["ready_at"], live_at=row["live_at"],
+        registered_at=row["registered_at"], created_at=row["created_at"],
+        ready_at=row["ready_at"], live_at=row["live_at"],
         previous_at=row["previous_at"], retired_at=row["retired_at"], updated_at=row["updated_at"],
     )  # fmt: skip

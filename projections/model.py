@@ -228,7 +228,9 @@ def segment_slices(segments: int) -> list[tuple[int, int]]:
 
 
 def role_name(database: str, schema: str, read_model: str) -> str:
-    """The role of a build with the schema ``read_model``. Roles are the cluster's, so the name stands for the database too."""
+    """The role of a build with the schema ``read_model``. Roles are the cluster's, so the name
+    stands for the database too.
+    """
     return _role("rm", f"{database}\0{schema}\0{read_model}")
 
 
