@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request
 
 from admin_ui.guard import Limits
 from kernel.database import Database
-from kernel.tokens import Tokens
+from kernel.token_store import Tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,9 @@ from everstate.container import check_database
 from everstate.settings import AdminSettings, dev_variables
 from kernel import database as db
 from kernel.errors import InvalidArgument
+from kernel.members import membership
 from kernel.principals import Role
-from kernel.tokens import Tokens, TokenView
+from kernel.token_store import Tokens, TokenView
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,12 @@ async def admin(settings: AdminSettings, host: str) -> AsyncIterator[RunningAdmi
                 ),
             )
             app = admin_app.application(services)
-            async with health.serving(listener, app, tls=tls, answer_to_nonsense=_nonsense):
-                yield RunningAdmin(listener.getsockname()[1], tls is not None)
+            port = listener.getsockname()[1]
+            async with (
+                membership(database, "admin", version=__version__, address=f"{host}:{port}"),
+                health.serving(listener, app, tls=tls, answer_to_nonsense=_nonsense),
+            ):
+                yield RunningAdmin(port, tls is not None)
 
 
 def _nonsense() -> tuple[int, list[tuple[bytes, bytes]], bytes]:

@@ -15,7 +15,7 @@ import orjson
 import typer
 
 from everstate import __version__
-from everstate.commands import admin, data, database, dev, entity, log, serve
+from everstate.commands import admin, data, database, dev, entity, log, serve, token
 from kernel import errors as e
 
 EXIT_CODES: Mapping[type[e.EverstateError], int] = {
@@ -77,7 +77,7 @@ def options(
     """Everstate: the datastore of stateful services."""
 
 
-for room in (dev, serve, admin, database, data, log, entity):
+for room in (dev, serve, admin, database, data, log, entity, token):
     room.register(app)
 
 

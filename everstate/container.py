@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from journal.store import StoreJournal, StoreSettings
 from kernel import database as db
 from kernel import telemetry
 from kernel.errors import NotFound, SchemaMismatch, UnsafeServer
+from kernel.members import membership, process_name
 from sidecar_api.server import NodeServer, ServerSettings
 
 log = structlog.get_logger(__name__)
@@ -76,10 +76,6 @@ async def check_database(database: db.Database, *, lenient: bool) -> db.ServerFa
     return facts
 
 
-def _node_name() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}"
-
-
 @contextlib.asynccontextmanager
 async def node(settings: NodeSettings, host: str) -> AsyncIterator[RunningNode]:
     """A running journal node; on exit it drains and closes everything in reverse order."""
@@ -112,7 +108,7 @@ async def _serving(
     store = StoreJournal(
         database,
         StoreSettings(
-            node=_node_name(),
+            node=process_name(),
             sequencer=SequencerSettings(
                 max_batch_events=settings.batch_events,
                 max_held_bytes=settings.queue_bytes,
@@ -156,7 +152,16 @@ async def _serving(
     try:
         await server.start()
         try:
-            async with health.serving(listener, health.application(ready, refresh)):
+            async with (
+                membership(
+                    database,
+                    "node",
+                    version=__version__,
+                    address=f"{host}:{server.port}",
+                    refresh=refresh,
+                ),
+                health.serving(listener, health.application(ready, refresh)),
+            ):
                 yield RunningNode(server.port, listener.getsockname()[1])
                 log.info("draining", seconds=settings.drain_seconds)
                 await server.stop()

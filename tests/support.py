@@ -190,10 +190,12 @@ def start(*arguments: str | Path, env: dict[str, str]) -> Running:
     )
 
 
-def ports() -> tuple[int, int]:
-    """Two free ports."""
-    grpc = free_port(LOOPBACK)
-    return grpc, free_port(LOOPBACK, [grpc])
+def ports(count: int = 2) -> list[int]:
+    """So many free ports."""
+    found: list[int] = []
+    while len(found) < count:
+        found.append(free_port(LOOPBACK, found))
+    return found
 
 
 # -- everstate dev -------------------------------------------------------------------------------
@@ -208,11 +210,13 @@ class Dev:
     running: Running | None = None
 
     def __post_init__(self) -> None:
-        grpc, metrics = ports()
+        grpc, metrics, admin, worker = ports(4)
         self.env = clean_env(
             EVERSTATE_DEV_DIR=self.folder,
             EVERSTATE_GRPC_PORT=grpc,
             EVERSTATE_METRICS_PORT=metrics,
+            EVERSTATE_ADMIN_PORT=admin,
+            EVERSTATE_WORKER_METRICS_PORT=worker,
         )
 
     def start(self) -> Running:

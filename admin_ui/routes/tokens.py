@@ -14,7 +14,8 @@ from admin_ui.once import WithSecret
 from admin_ui.services import services_of
 from kernel import clock
 from kernel.principals import Role, check_grants
-from kernel.tokens import DEFAULT_DAYS, MAX_DAYS, TokenView
+from kernel.token_store import TokenView
+from kernel.tokens import DEFAULT_DAYS, MAX_DAYS
 
 
 class NewToken(BaseModel):

@@ -44,7 +44,7 @@ def admin(
     """Run the HTTP API: read models, projections, groups, tokens; metrics and health beside them.
 
     Everything needs a token. The first one is made by who may open the database, with
-    --create-token; it makes the others.
+    --create-token; more with `everstate token create`.
     """
     import asyncio
 

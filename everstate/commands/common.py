@@ -14,16 +14,20 @@ import orjson
 import typer
 
 if TYPE_CHECKING:
+    from everstate.control import Control
     from sidecar_api.client import Client, EventView
 
 Url = Annotated[
     str | None,
     typer.Option("--url", help="Node [EVERSTATE_URL, everstate://127.0.0.1:7400/default]."),
 ]
+AdminUrl = Annotated[
+    str | None, typer.Option("--url", help="Admin [EVERSTATE_ADMIN_URL, http://127.0.0.1:7480].")
+]
 Log = Annotated[str, typer.Option("--log", help="Log; default: that of the URL.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON; errors as JSON on stderr.")]
 Wait = Annotated[
-    float, typer.Option("--wait", help="Seconds to wait for a node that cannot be reached.")
+    float, typer.Option("--wait", help="Seconds to wait for a server that cannot be reached.")
 ]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Show at most so many.")]
 
@@ -50,6 +54,15 @@ def run(
             return await work(client) or 0
 
     raise typer.Exit(asyncio.run(session()))
+
+
+def control(url: str | None, wait: float = 0.0) -> Control:
+    """The admin that the command speaks to."""
+    from everstate.control import Control, target, warn_in_the_clear
+
+    at = target(url)
+    warn_in_the_clear(at)
+    return Control(at, wait)
 
 
 async def reach(client: Client, patience: timedelta) -> None:

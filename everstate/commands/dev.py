@@ -10,7 +10,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -30,12 +30,18 @@ from kernel.errors import (
     FolderInUse,
     Unavailable,
 )
+from kernel.tokens import digest_of, mint
 
 _HOST = "127.0.0.1"
 _MARKER = "everstate-dev.json"
 _LOCK = "everstate-dev.lock"
 _ENV_FILE = "everstate.env"
-_DEFAULT_PORTS = {"EVERSTATE_GRPC_PORT": 7400, "EVERSTATE_METRICS_PORT": 7490}
+_DEFAULT_PORTS = {
+    "EVERSTATE_GRPC_PORT": 7400,
+    "EVERSTATE_METRICS_PORT": 7490,
+    "EVERSTATE_ADMIN_PORT": 7480,
+    "EVERSTATE_WORKER_METRICS_PORT": 7491,
+}
 _SAMPLE = Path(__file__).parents[2] / "samples" / "repo_history"
 _SAMPLE_EVENTS = _SAMPLE / "psycopg-history.jsonl.gz"
 
@@ -56,6 +62,7 @@ class Programs:
     # -P: a module of the user's folder never shadows one of ours.
     migrate: Sequence[str] = (sys.executable, "-P", "-m", "everstate", "migrate")
     serve: Sequence[str] = (sys.executable, "-P", "-m", "everstate", "serve")
+    admin: Sequence[str] = (sys.executable, "-P", "-m", "everstate", "admin")
 
 
 class _Refused(Exception):
@@ -83,7 +90,7 @@ def dev(
         ),
     ] = None,
 ) -> None:
-    """Run Everstate on this machine: an embedded PostgreSQL and a node, until Ctrl-C.
+    """Run Everstate on this machine: an embedded PostgreSQL, a node, an admin, until Ctrl-C.
 
     The data is in $EVERSTATE_DEV_DIR (./.everstate) and is found again by the next start. With
     EVERSTATE_DATABASE_URL set, that database (PostgreSQL 15 to 18) is used instead of the embedded.
@@ -146,6 +153,8 @@ def _supervise(
     console = Console()
     ports = _ports(env, console)
     dsn = url or (database.dsn() if database is not None else "")
+    admin_url = f"http://{_HOST}:{ports['EVERSTATE_ADMIN_PORT']}"
+    token = _token(folder / _ENV_FILE)
     node_url = f"everstate://{_HOST}:{ports['EVERSTATE_GRPC_PORT']}/default"
     child_env = {
         **env,
@@ -160,11 +169,18 @@ def _supervise(
         folder / _ENV_FILE,
         "# Written by `everstate dev` at each start; `everstate` and shells may read it.\n"
         f"EVERSTATE_URL={_quoted(node_url)}\n"
-        f"EVERSTATE_DATABASE_URL={_quoted(dsn)}\n",
+        f"EVERSTATE_ADMIN_URL={_quoted(admin_url)}\n"
+        f"EVERSTATE_DATABASE_URL={_quoted(dsn)}\n"
+        f"EVERSTATE_TOKEN={_quoted(token)}\n",
     )
 
-    def describe(said: Mapping[str, str]) -> str:
+    def node(said: Mapping[str, str]) -> str:
         return f"everstate://{said['grpc']}/default   metrics {said['metrics']}/metrics"
+
+    def server(
+        name: str, program: Sequence[str], describe: Callable[[Mapping[str, str]], str]
+    ) -> Server:
+        return Server(name, lambda fd: [*program, "--ready-fd", str(fd)], child_env, describe)
 
     def say_next() -> None:
         for line in _next_steps(env, sample):
@@ -175,7 +191,8 @@ def _supervise(
         address=masked(dsn),
         tasks=[Task("migrate", programs.migrate, child_env)],
         servers=[
-            Server("node", lambda fd: [*programs.serve, "--ready-fd", str(fd)], child_env, describe)
+            server("node", programs.serve, node),
+            server("admin", programs.admin, lambda said: f"{said['http']}/openapi.json"),
         ],
         console=console,
     )
@@ -252,6 +269,19 @@ def _write(path: Path, text: str) -> None:
     new.replace(path)
 
 
+def _token(env_file: Path) -> str:
+    """The token of this folder: the one of the last start, which shells may have, else a new one.
+
+    The admin that we start knows it from the file; no database does.
+    """
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        for line in env_file.read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition("=")
+            if name == "EVERSTATE_TOKEN" and digest_of(value.strip("'")) is not None:
+                return value.strip("'")
+    return mint()
+
+
 def _quoted(value: str) -> str:
     return "'" + value.replace("'", "'\\''") + "'"
 
@@ -276,7 +306,8 @@ def _ports(env: Mapping[str, str], console: Console) -> dict[str, int]:
         else:
             ports[name] = default
     if len(set(ports.values())) < len(ports):
-        raise ConfigurationError(f"{' and '.join(ports)} are the same port")
+        same = [name for name, port in ports.items() if [*ports.values()].count(port) > 1]
+        raise ConfigurationError(f"{' and '.join(same)} are the same port")
     return ports
 
 

@@ -14,10 +14,16 @@ from pathlib import Path
 import pytest
 import typer
 
-from everstate import lifecycle
+from everstate import control, lifecycle
 from everstate.cli import EXIT_CODES, app
 from everstate.commands import common, dev
-from everstate.settings import DatabaseChoice, NodeSettings, client_environment, is_loopback
+from everstate.settings import (
+    AdminSettings,
+    DatabaseChoice,
+    NodeSettings,
+    client_environment,
+    is_loopback,
+)
 from everstate.transfer import _KEYS
 from journal import model, preparation
 from kernel import clock, errors
@@ -29,7 +35,10 @@ from sidecar_api.server import ServerSettings
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("GRPC_PORT", "METRICS_PORT", "SCHEMA", "DATABASE_URL", "URL"):
+    for name in (
+        "GRPC_PORT", "METRICS_PORT", "SCHEMA", "DATABASE_URL", "URL", "ADMIN_PORT", "ADMIN_URL",
+        "TOKEN", "TOKEN_FILE",
+    ):  # fmt: skip
         monkeypatch.delenv(f"EVERSTATE_{name}", raising=False)
     monkeypatch.setenv("EVERSTATE_DEV_DIR", str(tmp_path))
 
@@ -40,7 +49,12 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_a_node_listens_on_7400_and_7490_of_loopback() -> None:
     settings = NodeSettings()
     assert (settings.grpc_port, settings.metrics_port) == (7400, 7490)
-    assert dev._DEFAULT_PORTS == {"EVERSTATE_GRPC_PORT": 7400, "EVERSTATE_METRICS_PORT": 7490}
+    assert dev._DEFAULT_PORTS == {
+        "EVERSTATE_GRPC_PORT": 7400,
+        "EVERSTATE_METRICS_PORT": 7490,
+        "EVERSTATE_ADMIN_PORT": 7480,
+        "EVERSTATE_WORKER_METRICS_PORT": 7491,
+    }
     assert (ServerSettings().host, ServerSettings().port) == ("127.0.0.1", 7400)
     assert options("serve")["--host"].default == "127.0.0.1"
     assert Target() == Target.parse("everstate://127.0.0.1:7400/default")
@@ -88,6 +102,57 @@ def test_the_cli_reads_the_file_of_dev_for_a_loopback_target_when_the_variable_i
     assert "EVERSTATE_URL" not in client_environment()
 
 
+def test_the_admin_listens_on_7480_of_loopback_and_the_cli_looks_there() -> None:
+    assert AdminSettings().admin_port == 7480
+    assert options("admin")["--host"].default == "127.0.0.1"
+    assert control.target() == control.Target("127.0.0.1", 7480)
+
+
+def test_the_admin_s_address_and_token_come_from_these_variables(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EVERSTATE_ADMIN_PORT", "7555")
+    assert control.target().url == "http://127.0.0.1:7555"
+    monkeypatch.setenv("EVERSTATE_ADMIN_URL", "https://admin.example")
+    assert control.target().url == "https://admin.example:443"
+    secret = tmp_path / "token"
+    secret.write_text("from-file\n")
+    monkeypatch.setenv("EVERSTATE_TOKEN_FILE", str(secret))
+    assert control.target().token == "from-file"
+    monkeypatch.setenv("EVERSTATE_TOKEN", "from-variable")
+    assert control.target().token == "from-variable"
+    assert "from-variable" not in repr(control.target())
+    assert control.target("http://[::1]:1").url == "http://[::1]:1"
+
+
+def test_the_token_of_dev_goes_to_this_machine_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "everstate.env"
+    file.write_text("EVERSTATE_ADMIN_URL='http://127.0.0.1:7499'\nEVERSTATE_TOKEN='est_x'\n")
+    assert control.target() == control.Target("127.0.0.1", 7499, token="est_x")
+    assert control.target("http://localhost:1").token == "est_x"
+    for elsewhere in (
+        "http://192.0.2.1:7480",
+        "https://admin.example",
+        "http://127.0.0.1.evil.example",
+    ):
+        assert control.target(elsewhere).token == ""
+    monkeypatch.setenv("EVERSTATE_ADMIN_URL", "https://admin.example")
+    assert control.target().token == ""
+    monkeypatch.delenv("EVERSTATE_ADMIN_URL")
+    file.write_text("EVERSTATE_ADMIN_URL='https://admin.example'\nEVERSTATE_TOKEN='est_x'\n")
+    assert control.target() == control.Target("127.0.0.1", 7480, token="est_x")
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://h", "http://", "h:7480", "http://u:p@h", "http://h/x", "http://h:x"]
+)
+def test_an_admin_url_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(errors.ConfigurationError, match="EVERSTATE_ADMIN_URL"):
+        control.target(url)
+
+
 def test_only_loopback_addresses_need_no_permission() -> None:
     assert all(map(is_loopback, ("127.0.0.1", "127.9.9.9", "::1", "[::1]", "localhost")))
     assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.0.1", "example.org", "", "*")))
@@ -122,6 +187,10 @@ SHOWN = CLIENT | {"--json"}
     [
         ("dev", {"--no-sample"}),
         ("serve", {"--host", "--insecure", "--migrate", "--grpc-port", "--metrics-port"}),
+        ("admin", {"--host", "--insecure", "--port", "--create-token", "--role"}),
+        ("token create", SHOWN | {"name", "--role", "--grant", "--days"}),
+        ("token list", SHOWN | {"--limit"}),
+        ("token revoke", SHOWN | {"name"}),
         ("migrate", {"--sql", "--check"}),
         ("import", SHOWN | {"file", "--rate", "--skip-bad", "--log"}),
         ("export", CLIENT | {"file", "--entity", "--type", "--from", "--to", "--limit", "--log"}),
@@ -144,7 +213,7 @@ def test_commands_have_these_arguments_and_options(command: str, flags: set[str]
 
 
 def test_lists_show_everything_unless_limited() -> None:
-    for command in ("entity list", "entity show", "export"):
+    for command in ("entity list", "entity show", "export", "token list"):
         assert options(command)["--limit"].default is None
 
 
@@ -156,7 +225,7 @@ def test_import_and_export_lines_have_these_fields() -> None:
 
 
 def test_a_node_is_given_up_after_two_seconds() -> None:
-    assert common.REACH_SECONDS == 2.0
+    assert common.REACH_SECONDS == control.REACH_SECONDS == 2.0
 
 
 def tree() -> set[type[errors.EverstateError]]:

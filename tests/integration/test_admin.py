@@ -17,7 +17,8 @@ from kernel import telemetry
 from kernel.database import Database
 from kernel.errors import InvalidArgument, Unauthenticated
 from kernel.principals import PAYLOAD, Role
-from kernel.tokens import Tokens, digest_of, mint
+from kernel.token_store import Tokens
+from kernel.tokens import digest_of, mint
 from tests.asgi import Answer, Asgi
 
 SETTINGS = AdminSettings(version="1.2.3")

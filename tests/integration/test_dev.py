@@ -20,6 +20,7 @@ import pytest
 from everstate.commands.dev import masked
 from everstate.lifecycle import free_port, is_port_busy
 from kernel.devdb_host import servers_of
+from kernel.tokens import digest_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,8 +29,8 @@ import os, sys
 from pathlib import Path
 from everstate.commands.dev import Programs, run
 python = [sys.executable, "-c"]
-migrate, serve, *options = sys.argv[1:]
-programs = Programs([*python, migrate], [*python, serve])
+migrate, serve, admin, *options = sys.argv[1:]
+programs = Programs([*python, migrate], [*python, serve], [*python, admin])
 app = Path(options[1]) if "--app" in options else None
 sys.exit(run(os.environ, sample="--no-sample" not in options, app=app, programs=programs))
 """
@@ -46,6 +47,15 @@ said = {"grpc": f"127.0.0.1:{grpc}", "metrics": f"http://127.0.0.1:{metrics}"}
 os.write(int(sys.argv[sys.argv.index("--ready-fd") + 1]), json.dumps(said).encode() + b"\\n")
 stop.wait()
 print("bye")
+"""
+
+ADMIN = """
+import json, os, signal, sys, threading
+stop = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: stop.set())
+said = {"http": "http://127.0.0.1:" + os.environ["EVERSTATE_ADMIN_PORT"]}
+os.write(int(sys.argv[sys.argv.index("--ready-fd") + 1]), json.dumps(said).encode() + b"\\n")
+stop.wait()
 """
 
 
@@ -92,7 +102,7 @@ class Starter:
     ) -> Dev:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("EVERSTATE_")}
         process = subprocess.Popen(
-            [sys.executable, "-c", DRIVER, textwrap.dedent(migrate), serve, *options],
+            [sys.executable, "-c", DRIVER, textwrap.dedent(migrate), serve, ADMIN, *options],
             env={**kept, "EVERSTATE_DEV_DIR": str(self.folder), **env},
             cwd=ROOT,
             stdout=subprocess.PIPE,
@@ -146,19 +156,31 @@ def test_it_starts_all_says_where_and_stops_in_reverse_order(start: Starter, fol
     assert env_file.stat().st_mode & 0o777 == 0o600
     assert folder.stat().st_mode & 0o777 == 0o700
     shell = subprocess.run(
-        ["sh", "-c", '. "$1"; echo "$EVERSTATE_URL $EVERSTATE_DATABASE_URL"', "sh", env_file],
+        [
+            "sh",
+            "-c",
+            '. "$1"; for i in URL DATABASE_URL ADMIN_URL TOKEN; do eval echo \\$EVERSTATE_$i; done',
+            "sh",
+            env_file,
+        ],
         capture_output=True,
         text=True,
         check=True,
         env={},
     )
-    assert shell.stdout == f"{found[1]} {dsn}\n"
+    node_url, database_url, admin_url, token = shell.stdout.splitlines()
+    assert (node_url, database_url) == (found[1], dsn)
+    assert f"admin       ready  {admin_url}/openapi.json" in dev.lines
+    assert digest_of(token) is not None
+    assert not any(token in line for line in dev.lines)
     with psycopg.connect(dsn) as connection:
         connection.execute("CREATE TABLE things ()")
 
     assert dev.end(signal.SIGINT) == 130
     stops = [line for line in dev.lines if line.endswith(("stopped", "bye"))]
-    assert stops == ["node | bye", "node        stopped", "postgresql  stopped"]
+    assert stops == [
+        "admin       stopped", "node | bye", "node        stopped", "postgresql  stopped"
+    ]  # fmt: skip
     assert dev.error() == ""
     assert servers_of(folder / "postgresql") == set()
 
@@ -166,6 +188,7 @@ def test_it_starts_all_says_where_and_stops_in_reverse_order(start: Starter, fol
     again.until("Ctrl-C stops")
     with psycopg.connect(dsn) as connection:
         connection.execute("SELECT FROM things")
+    assert f"EVERSTATE_TOKEN='{token}'" in env_file.read_text(), "shells that have it go on"
     assert again.end(signal.SIGTERM) == 0
 
 
