@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -208,8 +209,15 @@ def guarded(
             count("OK")
             return response
         count(failure.code)
-        return await context.abort_with_status(
-            rpc_status.to_status(to_status(failure, DETAILS_BYTES))
-        )
+        status, reason = rpc_status.to_status(to_status(failure, DETAILS_BYTES)), failure.message
+        # Its traceback holds this frame, and with it the call: gRPC ends a call that nobody holds.
+        del failure
+        try:
+            return await context.abort_with_status(status)
+        except grpc.aio.InternalError:
+            pass
+        # A message that the client does not take is in the way of the status: the call is reset.
+        log.warning("call given up", method=name, reason=reason)
+        raise asyncio.CancelledError
 
     return handle
