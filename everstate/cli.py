@@ -50,6 +50,8 @@ EXIT_CODES: Mapping[type[e.EverstateError], int] = {
     e.Unauthenticated: 4,
     e.PermissionDenied: 4,
     e.Conflict: 4,
+    e.UnknownType: 3,
+    e.Undecodable: 4,
 }
 
 app = typer.Typer(

@@ -322,3 +322,17 @@ class Conflict(EverstateError):
 
     code = "CONFLICT"
     hint = "look at it again, then decide again"
+
+
+class UnknownType(NotFound):
+    """No descriptor of a protobuf message is registered, so its payload cannot be read."""
+
+    code = "UNKNOWN_TYPE"
+    hint = "register its descriptor: `everstate descriptor add FILE`"
+
+
+class Undecodable(EverstateError):
+    """A payload is not what its type and content type say, or an upcaster failed on it."""
+
+    code = "UNDECODABLE"
+    hint = "the stored bytes stay as they are: correct the descriptor, the upcaster or the writer"

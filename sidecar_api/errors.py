@@ -54,6 +54,8 @@ CODES: Mapping[type[e.EverstateError], grpc.StatusCode] = {
     e.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     e.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     e.Conflict: grpc.StatusCode.FAILED_PRECONDITION,
+    e.UnknownType: grpc.StatusCode.NOT_FOUND,
+    e.Undecodable: grpc.StatusCode.FAILED_PRECONDITION,
 }
 
 _BY_REASON: Mapping[str, type[e.EverstateError]] = {kind.code: kind for kind in CODES}
