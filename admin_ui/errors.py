@@ -49,6 +49,8 @@ STATUSES: Mapping[type[e.EverstateError], int] = {
     e.Unauthenticated: 401,
     e.PermissionDenied: 403,
     e.Conflict: 409,
+    e.UnknownType: 404,
+    e.Undecodable: 422,
 }
 
 

@@ -19,7 +19,9 @@ from kernel import database as db
 from kernel import telemetry
 from kernel.errors import NotFound, SchemaMismatch, UnsafeServer
 from kernel.members import membership, process_name
+from schemas.store import DescriptorStore
 from sidecar_api.server import NodeServer, ServerSettings
+from sidecar_api.services.schemas import SchemaService
 
 log = structlog.get_logger(__name__)
 
@@ -132,6 +134,7 @@ async def _serving(
         ),
         version=__version__,
         database_version=facts.version_text,
+        services=[SchemaService(DescriptorStore(database))],
     )
 
     def refresh() -> None:

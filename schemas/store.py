@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Final
 
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
@@ -142,7 +142,7 @@ class DescriptorStore:
 
     async def parts(
         self, types: Sequence[str], *, timeout: float | None = None
-    ) -> AsyncIterator[Loaded]:
+    ) -> AsyncGenerator[Loaded, None]:
         """As `load`, in parts of about 1 MB, so that a slow reader holds no more than that. No
         types: all files. There is at least one part.
 

@@ -140,10 +140,16 @@ class Values:
 class _Plan:
     """The converter of a message type: its fields by kind, looked up once."""
 
-    __slots__ = ("cost", "extendable", "implicit", "maps", "present", "repeated", "values")
+    __slots__ = (
+        "cost", "extendable", "has", "implicit", "list_fields", "maps", "present", "repeated",
+        "values",
+    )  # fmt: skip
 
     def build(self, descriptor: Descriptor, values: Values) -> None:
         self.values = values
+        # From the class: a field may be called HasField, and hides it on the message.
+        kind: Any = GetMessageClass(descriptor)
+        self.has, self.list_fields = kind.HasField, kind.ListFields
         self.extendable = bool(descriptor.is_extendable)
         self.implicit: list[tuple[str, Convert | None]] = []
         self.present: list[tuple[str, Convert]] = []
@@ -152,9 +158,9 @@ class _Plan:
         self.cost = 16
         for field in descriptor.fields:
             name = field.name
-            kind = field.message_type
-            if kind is not None and kind.GetOptions().map_entry:
-                entry = kind.fields_by_name
+            inner = field.message_type
+            if inner is not None and inner.GetOptions().map_entry:
+                entry = inner.fields_by_name
                 self.maps.append((name, entry["key"], values.field(entry["value"])))
             elif field.is_repeated:
                 self.repeated.append((name, values.field(field), _cost(field)))
@@ -175,9 +181,8 @@ class _Plan:
         for name, convert in self.implicit:
             value = getattr(message, name)
             found[name] = value if convert is None else convert(value, room)
-        has = message.HasField
         for name, convert in self.present:
-            if has(name):
+            if self.has(message, name):
                 room.take(len(name) + 24)
                 found[name] = convert(getattr(message, name), room)
         for name, convert, cost in self.repeated:
@@ -193,7 +198,7 @@ class _Plan:
             text = _KEYS.get(key.cpp_type, str)
             found[name] = {text(k): convert(v, room) for k, v in entries.items()}
         if self.extendable:
-            for field, value in message.ListFields():
+            for field, value in self.list_fields(message):
                 if field.is_extension:
                     found[f"[{field.full_name}]"] = self._extension(field, value, room)
         room.depth += 1

@@ -22,8 +22,10 @@ from everstate.commands.database import upgrade
 from journal.store import StoreJournal, StoreSettings
 from kernel.database import Database, DatabaseSettings
 from kernel.devdb import DevDatabase
+from schemas.store import DescriptorStore
 from sidecar_api.client import Client
 from sidecar_api.server import NodeServer, ServerSettings
+from sidecar_api.services.schemas import SchemaService
 
 POSTGRES_15 = Path("/usr/lib/postgresql/15/bin")
 
@@ -141,7 +143,12 @@ async def store(database: Database) -> AsyncIterator[StoreJournal]:
 @pytest.fixture
 async def node(store: StoreJournal) -> AsyncIterator[NodeServer]:
     """A node in this process, on a free port."""
-    server = NodeServer(store, ServerSettings(port=0, drain=timedelta(seconds=2)), version="test")
+    server = NodeServer(
+        store,
+        ServerSettings(port=0, drain=timedelta(seconds=2)),
+        version="test",
+        services=[SchemaService(DescriptorStore(store.database))],
+    )
     await server.start()
     yield server
     await server.stop()

@@ -31,6 +31,11 @@ Wait = Annotated[
 ]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Show at most so many.")]
 
+Upcast = Annotated[
+    bool,
+    typer.Option("--upcast", help="Present shape: run the upcasters that everstate.toml names."),
+]
+
 REACH_SECONDS = 2.0
 """A node that does not answer within this is unreachable (exit 5), unless told to wait."""
 
@@ -99,8 +104,8 @@ def shown_payload(event: EventView) -> dict[str, Any]:
     return {"payload_base64": b64encode(payload).decode()}
 
 
-def event_line(event: EventView) -> dict[str, Any]:
-    """An event as a line of export files."""
+def event_line(event: EventView, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    """An event as a line of export files; ``body``: its content, if not `shown_payload`."""
     from kernel import clock
 
     line: dict[str, Any] = {
@@ -113,7 +118,7 @@ def event_line(event: EventView) -> dict[str, Any]:
     }
     if event.client_time_us:
         line["time"] = clock.format_us(event.client_time_us)
-    line |= shown_payload(event)
+    line |= shown_payload(event) if body is None else body
     if event.metadata_json:
         line["metadata"] = orjson.loads(event.metadata_json)
     for name in ("correlation_id", "causation_id", "traceparent", "subject", "schema_version"):
@@ -130,18 +135,23 @@ def printable(text: str) -> str:
     return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
-def event_text(event: EventView) -> str:
-    """An event as a line for people."""
+def event_text(event: EventView, body: dict[str, Any] | None = None) -> str:
+    """An event as a line for people; ``body``: its content, if not `shown_payload`."""
     from kernel import clock
 
-    body = shown_payload(event)
-    content = (
-        orjson.dumps(body["data"]).decode() if "data" in body else f"{len(event.payload)} bytes"
-    )
+    body = shown_payload(event) if body is None else body
+    shape = body.get("present", body)
+    kind = shape.get("type", event.type)
+    if "data" in shape:
+        content = orjson.dumps(shape["data"]).decode()
+    else:
+        content = f"{len(event.payload)} bytes"
+        if "undecodable" in body:
+            content += f" ({body['undecodable']})"
     if len(content) > 100:
         content = content[:99] + "…"
     moment = clock.format_us(event.client_time_us or event.recorded_at_us)
-    return f"{event.sequence:>6}  {moment[:19]}Z  {printable(event.type)}  {printable(content)}"
+    return f"{event.sequence:>6}  {moment[:19]}Z  {printable(kind)}  {printable(content)}"
 
 
 async def position_of(client: Client, log: str, text: str, *, last: bool = False) -> int | None:

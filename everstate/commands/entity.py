@@ -11,6 +11,7 @@ from everstate.commands.common import (
     Json,
     Limit,
     Log,
+    Upcast,
     Url,
     Wait,
     event_line,
@@ -91,17 +92,20 @@ def show_entity(
     entity_type: EntityType,
     entity_id: EntityId = None,
     limit: Limit = None,
+    upcast: Upcast = False,
     log: Log = "",
     as_json: Json = False,
     url: Url = None,
     wait: Wait = 0.0,
 ) -> None:
     """Show an entity's head and its events, oldest first."""
+    from everstate.commands.reading import Reading
     from sidecar_api.client import LoadQuery
 
     kind, name = named(entity_type, entity_id)
 
     async def work(client: Client) -> None:
+        reading = Reading.through(client, upcast=upcast)
         head: dict[str, Any] = {}
         events: list[dict[str, Any]] = []
         shown = 0
@@ -114,14 +118,15 @@ def show_entity(
                         f"{part.entity.event_count} events, readable from {part.entity.floor}, "
                         f"{part.entity.state}, slice {part.entity.slice}"
                     )
+            await reading.prepare(part.events)
             for event in part.events:
                 if limit is not None and shown >= limit:
                     break
                 shown += 1
                 if as_json:
-                    events.append(event_line(event))
+                    events.append(event_line(event, reading.body(event)))
                 else:
-                    typer.echo(event_text(event))
+                    typer.echo(event_text(event, reading.body(event)))
             if limit is not None and shown >= limit:
                 break
         if as_json:

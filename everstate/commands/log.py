@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,6 +11,7 @@ import typer
 from everstate.commands.common import (
     Json,
     Log,
+    Upcast,
     Url,
     Wait,
     event_line,
@@ -108,35 +110,41 @@ def tail(
         bool, typer.Option("--follow", "-f", help="Go on with new events until Ctrl-C.")
     ] = False,
     limit: Annotated[int, typer.Option("--limit", min=0, help="How many of the newest.")] = 10,
+    upcast: Upcast = False,
     as_json: Json = False,
     url: Url = None,
     wait: Wait = 0.0,
 ) -> None:
     """Show the newest events of a log, oldest first."""
+    from everstate.commands.reading import Reading
     from sidecar_api.client import ReadQuery, SubscribeQuery
 
-    def put(event: EventView) -> None:
-        if as_json:
-            show(event_line(event))
-        else:
-            entity = printable(f"{event.entity_type}/{event.entity_id}")
-            typer.echo(f"{event.position:>8}  {entity}  {event.sequence}  {printable(event.type)}")
-
     async def work(client: Client) -> None:
+        reading = Reading.through(client, upcast=upcast)
+
+        async def put(events: Sequence[EventView]) -> None:
+            if as_json:
+                await reading.prepare(events)
+            for event in events:
+                if as_json:
+                    show(event_line(event, reading.body(event)))
+                else:
+                    entity = printable(f"{event.entity_type}/{event.entity_id}")
+                    kind = printable(reading.type(event))
+                    typer.echo(f"{event.position:>8}  {entity}  {event.sequence}  {kind}")
+
         newest: list[EventView] = []
         head = 0
         query = ReadQuery(backwards=True, max_events=max(limit, 1))
         async for batch in client.read(log, query):
             head = max(head, batch.head)
             newest += batch.events
-        for event in reversed(newest[:limit]):
-            put(event)
+        await put(newest[:limit][::-1])
         if not follow:
             return
         position = (newest[0].position if newest else head) + 1
         async for more in client.subscribe(log, SubscribeQuery(from_position=position)):
-            for event in more.events:
-                put(event)
+            await put(more.events)
 
     run(work, url, wait)
 

@@ -40,6 +40,7 @@ from kernel.errors import (
 )
 from sidecar_api.client import messages
 from sidecar_api.client.pipe import AppendPipe
+from sidecar_api.client.schemas import SchemaClient
 from sidecar_api.client.target import Target
 from sidecar_api.errors import to_error
 from sidecar_api.generated import journal_pb2 as pb
@@ -124,6 +125,11 @@ class Client:
         """Ends everything; appends that still wait fail."""
         await self._pipe.close()
         await self._channel.close()
+
+    @property
+    def schemas(self) -> SchemaClient:
+        """The registered descriptors of protobuf payloads."""
+        return SchemaClient(self._call, self._streamed, self.settings.timeout)
 
     # Appends
 
@@ -369,7 +375,7 @@ class Client:
         call = self._unary.get(name)
         if call is None:
             call = self._unary[name] = self._channel.unary_unary(
-                _SERVICE + name, type(request).SerializeToString, response.FromString
+                _path(name), type(request).SerializeToString, response.FromString
             )
         seconds = (timeout or self.settings.timeout).total_seconds()
         retry = _Retry(self.settings.retry_for.total_seconds() if retried else 0.0)
@@ -387,7 +393,7 @@ class Client:
         make = self._stream.get(name)
         if make is None:
             make = self._stream[name] = self._channel.unary_stream(
-                _SERVICE + name, type(request).SerializeToString, response.FromString
+                _path(name), type(request).SerializeToString, response.FromString
             )
         call = make(request, timeout=timeout)
         try:
@@ -400,6 +406,11 @@ class Client:
             raise to_error(error) from None
         finally:
             call.cancel()
+
+
+def _path(name: str) -> str:
+    """A call of the journal by its name, of another service by its path."""
+    return name if name.startswith("/") else _SERVICE + name
 
 
 def _build(kind: Callable[..., T], **fields: object) -> T:

@@ -202,6 +202,8 @@ SHOWN = CLIENT | {"--json"}
         ("log position-at", SHOWN | {"time", "--log"}),
         ("entity list", SHOWN | {"--type", "--prefix", "--limit", "--log"}),
         ("entity show", SHOWN | {"entity_type", "entity_id", "--limit", "--log"}),
+        ("descriptor add", SHOWN | {"file", "--allow-breaking", "--check"}),
+        ("descriptor list", SHOWN | {"--prefix", "--limit"}),
         (
             "entity append",
             SHOWN | {"entity_type", "entity_id", "--event-type", "--data", "--expect", "--log"},
@@ -270,6 +272,8 @@ def test_every_error_has_an_exit_code_of_the_contract() -> None:
         (errors.OutcomeUnknown, "OUTCOME_UNKNOWN", 5),
         (errors.DeadlineExceeded, "DEADLINE_EXCEEDED", 6),
         (errors.Cancelled, "CANCELLED", 130),
+        (errors.UnknownType, "UNKNOWN_TYPE", 3),
+        (errors.Undecodable, "UNDECODABLE", 4),
     ],
 )
 def test_errors_keep_their_code_and_exit_code(
