@@ -261,7 +261,7 @@ async def test_an_any_is_its_type_and_its_fields() -> None:
     [
         ({"at": timestamp_pb2.Timestamp(seconds=1 << 60)}, "protobuf.Timestamp out of range"),
         ({"took": duration_pb2.Duration(seconds=1 << 60)}, "protobuf.Duration out of range"),
-        ({"any": any_pb2.Any(type_url="x/shop.No", value=b"a")}, "'shop.No', which is not regist"),
+        ({"any": any_pb2.Any(type_url="x/shop.No", value=b"a")}, "'shop.No', which is not"),
         ({"any": any_pb2.Any(type_url="x/shop.Known", value=b"\xff")}, "not the bytes of a shop"),
         ({"value": struct_pb2.Value(number_value=math.nan)}, "protobuf.Value without a JSON"),
     ],
