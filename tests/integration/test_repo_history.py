@@ -49,9 +49,10 @@ def folders() -> Projection:
 
 def event(position: int, line: history.Line) -> ProjectedEvent:
     at = history.at(line)
+    name, kind = line["entity_id"], line["type"]
     return ProjectedEvent(
-        position, 1, "file", line["entity_id"], line["type"], at, at, line["data"], {}, b"", "", "", 0
-    )  # fmt: skip
+        position, 1, "file", name, kind, at, at, line["data"], {}, b"", "application/json", "", 0
+    )
 
 
 @pytest.mark.parametrize(("seed", "events"), [(0, len(LINES)), (1, 3000), (2, 3000)])
