@@ -599,19 +599,23 @@ CREATE TABLE everstate.projection_builds (
   name             text COLLATE "C" NOT NULL,
   version          int NOT NULL,
   build            int NOT NULL CHECK (build > 0),
-  state            text NOT NULL
-                   CHECK (state IN ('building', 'ready', 'live', 'previous', 'retired', 'failed')),
+  -- ordered: a worker that has the code makes the schema, then it is building
+  state            text NOT NULL CHECK (
+    state IN ('ordered', 'building', 'ready', 'live', 'previous', 'retired', 'failed')),
   schema_name      text NOT NULL,
   role_name        text NOT NULL,              -- owns the tables; the build's writes run as this role
   tables           text[] NOT NULL,
   target_position  bigint NOT NULL,            -- the head when it was made: up to it, it replays
-  stop_position    bigint,                     -- no batch goes beyond; null: none
+  stop_position    bigint,                     -- no batch goes beyond, until stop_until; null: none
+  stop_until       timestamptz,                -- so that whoever set the stop may die
+  auto_switch      boolean NOT NULL DEFAULT false, -- goes live by itself as soon as it is ready
   error            jsonb,
   created_at       timestamptz NOT NULL DEFAULT clock_timestamp(),
   ready_at         timestamptz,
   live_at          timestamptz,
   previous_at      timestamptz,
   retired_at       timestamptz,
+  dropped_at       timestamptz,                -- its schema is gone
   PRIMARY KEY (name, version, build),
   FOREIGN KEY (name, version) REFERENCES everstate.projection_versions
 );
@@ -752,6 +756,95 @@ LANGUAGE plpgsql AS $$
 BEGIN
   EXECUTE format('DROP SCHEMA IF EXISTS %I CASCADE', p_schema);
   EXECUTE format('DROP ROLE IF EXISTS %I', p_role);
+END $$;
+
+-- == 0002: 0002_replays
+
+-- Replays of entities into the live build of a projection: delete what an entity left, apply its events
+-- again. docs/adr/0011-rebuild.md.
+CREATE TABLE everstate.projection_replays (
+  replay_id    uuid PRIMARY KEY,
+  name         text COLLATE "C" NOT NULL,
+  version      int NOT NULL,
+  build        int NOT NULL,
+  state        text NOT NULL CHECK (state IN ('running', 'done', 'failed', 'cancelled')),
+  -- one of: {"entities": [[type, id], …]}, {"types": [type, …]}, {"from": position, "to": position}
+  selection    jsonb NOT NULL,
+  rate         double precision,               -- events a second and segment; null: as fast as it goes
+  reason       text NOT NULL,
+  principal    text NOT NULL,                  -- who ordered it
+  error        jsonb,
+  created_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+  finished_at  timestamptz,
+  FOREIGN KEY (name, version, build) REFERENCES everstate.projection_builds
+);
+CREATE INDEX projection_replays_name ON everstate.projection_replays (name, created_at);
+-- One at a time for each build.
+CREATE UNIQUE INDEX projection_replays_running ON everstate.projection_replays (name, version, build)
+  WHERE state = 'running';
+
+-- How far each segment has come with a replay; written in the transaction that replays an entity.
+CREATE TABLE everstate.projection_replay_segments (
+  replay_id  uuid NOT NULL REFERENCES everstate.projection_replays ON DELETE CASCADE,
+  segment    int NOT NULL,
+  state      text NOT NULL DEFAULT 'running' CHECK (state IN ('running', 'done')),
+  cursor     jsonb NOT NULL DEFAULT '{}',      -- where the enumeration of entities goes on
+  entities   bigint NOT NULL DEFAULT 0,        -- replayed so far
+  events     bigint NOT NULL DEFAULT 0,
+  updated_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  PRIMARY KEY (replay_id, segment)
+) WITH (fillfactor = 50);
+
+-- == 0002: grant_read_model_v1
+
+-- Lets the connection's role read the tables of a version, which belong to the version's role p_role.
+CREATE FUNCTION everstate.grant_read_model_v1(p_schema text, p_role text) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+  owner text := current_user;
+  former text := current_setting('role');
+BEGIN
+  PERFORM set_config('role', p_role, true);
+  EXECUTE format('GRANT SELECT ON ALL TABLES IN SCHEMA %I TO %I', p_schema, owner);
+  PERFORM set_config('role', former, true);
+END $$;
+
+-- == 0002: digest_read_model_v1
+
+-- The number of rows of a table and a checksum over p_columns, whatever the order of the rows.
+CREATE FUNCTION everstate.digest_read_model_v1(
+  p_schema text, p_table text, p_columns text[], OUT row_count bigint, OUT checksum numeric
+)
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+  EXECUTE format(
+    'SELECT count(*), coalesce(sum(hashtextextended(ROW(%s)::text, 0)), 0) FROM %I.%I',
+    (SELECT string_agg(format('%I', c), ', ' ORDER BY n) FROM unnest(p_columns) WITH ORDINALITY AS u (c, n)),
+    p_schema, p_table
+  ) INTO row_count, checksum;
+END $$;
+
+-- == 0002: differ_read_models_v1
+
+-- Rows (of p_columns) that a table of p_old has and p_new has not, and the other way round; p_limit of
+-- each at most. A row that is there twice in one and once in the other counts.
+CREATE FUNCTION everstate.differ_read_models_v1(
+  p_old text, p_new text, p_table text, p_columns text[], p_limit int
+) RETURNS TABLE (side text, content jsonb)
+LANGUAGE plpgsql STABLE AS $$
+DECLARE
+  columns text := (
+    SELECT string_agg(format('%I', c), ', ' ORDER BY n)
+    FROM unnest(p_columns) WITH ORDINALITY AS u (c, n)
+  );
+BEGIN
+  FOR side, p_old, p_new IN VALUES ('old', p_old, p_new), ('new', p_new, p_old) LOOP
+    RETURN QUERY EXECUTE format(
+      'SELECT %L::text, d.content::jsonb FROM ('
+      'SELECT to_jsonb(a)::text AS content FROM (SELECT %s FROM %I.%I) a EXCEPT ALL '
+      'SELECT to_jsonb(b)::text FROM (SELECT %s FROM %I.%I) b LIMIT %s) d',
+      side, columns, p_old, p_table, columns, p_new, p_table, p_limit);
+  END LOOP;
 END $$;
 
 -- == 0002: 0002_groups

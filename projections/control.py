@@ -1,4 +1,4 @@
-"""What operators do with projections: look, pause, resume, wait. Used by the admin and the CLI.
+"""What operators do with projections: look, pause, wait, rebuild. Used by the admin and the CLI.
 
 All are functions on a `Database`; workers see what they wrote within a second.
 """
@@ -15,7 +15,9 @@ import orjson
 from kernel import sql
 from kernel.database import Database
 from kernel.errors import Conflict, DeadlineExceeded, InvalidArgument, NotFound
+from projections.compare import Comparison
 from projections.model import views_schema
+from projections.rebuild import SWITCH_WITHIN, Rebuilds
 
 MAX_PAGE = 1_000
 MAX_REASON = 1_000
@@ -270,6 +272,97 @@ async def wait_for(
             )
         await asyncio.sleep(pause_for)
         pause_for = min(pause_for * 1.5, _LONGEST_WAIT)
+
+
+async def get_build(
+    database: Database, name: str, version: int, build: int, *, timeout: float | None = 10
+) -> ProjectionRow:
+    """A build of a projection's version.
+
+    Raises:
+        NotFound: there is none.
+
+    """
+    for row in await _builds(database, "", name, MAX_PAGE, timeout, live_only=False):
+        if (row.version, row.build) == (version, build):
+            return row
+    raise NotFound(f"projection {name!r} has no build {build} of version {version}")
+
+
+async def rebuild(
+    database: Database, name: str, *, auto_switch: bool = False, timeout: float = 10
+) -> ProjectionRow:
+    """Orders another build of the live version beside it; the row of the new build.
+
+    A worker fills it; readers are not concerned until `switch`, or, with ``auto_switch``, until it
+    has caught up.
+
+    Raises:
+        NotFound: there is none of this name. Conflict: another build is under way.
+
+    """
+    key = await Rebuilds(database).order(name, auto_switch=auto_switch, timeout=timeout)
+    return await get_build(database, name, *key, timeout=timeout)
+
+
+async def switch(
+    database: Database,
+    name: str,
+    version: int | None = None,
+    build: int = 1,
+    *,
+    within: timedelta = SWITCH_WITHIN,
+) -> ProjectionRow:
+    """Shows readers the build that is ready, or the named one; the row of what is live then.
+
+    See `Rebuilds.switch` for what is promised.
+
+    Raises:
+        NotFound, Conflict, Unavailable: see `Rebuilds.switch`.
+
+    """
+    await Rebuilds(database).switch(
+        name, None if version is None else (version, build), within=within
+    )
+    return await get_projection(database, name)
+
+
+async def rollback(
+    database: Database, name: str, *, within: timedelta = SWITCH_WITHIN
+) -> ProjectionRow:
+    """Shows readers the build that was live before; the row of what is live then.
+
+    Raises:
+        NotFound, Conflict, Unavailable: see `Rebuilds.rollback`.
+
+    """
+    await Rebuilds(database).rollback(name, within=within)
+    return await get_projection(database, name)
+
+
+async def discard(
+    database: Database, name: str, version: int | None = None, build: int = 1
+) -> ProjectionRow:
+    """Gives up a build that is not live (by default the one under way); its row.
+
+    Raises:
+        NotFound: there is none. Conflict: it is live.
+
+    """
+    key = await Rebuilds(database).discard(name, None if version is None else (version, build))
+    return await get_build(database, name, *key)
+
+
+async def compare(
+    database: Database, name: str, version: int | None = None, build: int = 1
+) -> Comparison:
+    """Compares the live build with the one that is ready, or the named one, table by table.
+
+    Raises:
+        NotFound, Conflict, DeadlineExceeded: see `Rebuilds.compare`.
+
+    """
+    return await Rebuilds(database).compare(name, None if version is None else (version, build))
 
 
 def not_found(name: str) -> NotFound:

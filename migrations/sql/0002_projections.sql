@@ -36,19 +36,23 @@ CREATE TABLE everstate.projection_builds (
   name             text COLLATE "C" NOT NULL,
   version          int NOT NULL,
   build            int NOT NULL CHECK (build > 0),
-  state            text NOT NULL
-                   CHECK (state IN ('building', 'ready', 'live', 'previous', 'retired', 'failed')),
+  -- ordered: a worker that has the code makes the schema, then it is building
+  state            text NOT NULL CHECK (
+    state IN ('ordered', 'building', 'ready', 'live', 'previous', 'retired', 'failed')),
   schema_name      text NOT NULL,
   role_name        text NOT NULL,              -- owns the tables; the build's writes run as this role
   tables           text[] NOT NULL,
   target_position  bigint NOT NULL,            -- the head when it was made: up to it, it replays
-  stop_position    bigint,                     -- no batch goes beyond; null: none
+  stop_position    bigint,                     -- no batch goes beyond, until stop_until; null: none
+  stop_until       timestamptz,                -- so that whoever set the stop may die
+  auto_switch      boolean NOT NULL DEFAULT false, -- goes live by itself as soon as it is ready
   error            jsonb,
   created_at       timestamptz NOT NULL DEFAULT clock_timestamp(),
   ready_at         timestamptz,
   live_at          timestamptz,
   previous_at      timestamptz,
   retired_at       timestamptz,
+  dropped_at       timestamptz,                -- its schema is gone
   PRIMARY KEY (name, version, build),
   FOREIGN KEY (name, version) REFERENCES everstate.projection_versions
 );
