@@ -13,6 +13,8 @@ import structlog
 
 from everstate import __version__, health
 from everstate.settings import SCHEMA_REVISION, NodeSettings
+from journal.groups.model import NodeGroupSettings
+from journal.groups.node import Groups
 from journal.sequencer import SequencerSettings
 from journal.store import StoreJournal, StoreSettings
 from kernel import database as db
@@ -21,6 +23,7 @@ from kernel.errors import NotFound, SchemaMismatch, UnsafeServer
 from kernel.members import membership, process_name
 from schemas.store import DescriptorStore
 from sidecar_api.server import NodeServer, ServerSettings
+from sidecar_api.services.groups import GroupService
 from sidecar_api.services.schemas import SchemaService
 
 log = structlog.get_logger(__name__)
@@ -121,6 +124,14 @@ async def _serving(
         ),
     )
     drain = timedelta(seconds=settings.drain_seconds)
+    groups = Groups(
+        store,
+        NodeGroupSettings(
+            node=process_name(),
+            term=timedelta(seconds=settings.group_term_seconds),
+            buffer_bytes=settings.group_buffer_bytes,
+        ),
+    )
     server = NodeServer(
         store,
         ServerSettings(
@@ -134,7 +145,7 @@ async def _serving(
         ),
         version=__version__,
         database_version=facts.version_text,
-        services=[SchemaService(DescriptorStore(database))],
+        services=[SchemaService(DescriptorStore(database)), GroupService(groups, store.names)],
     )
 
     def refresh() -> None:
@@ -152,6 +163,7 @@ async def _serving(
                 raise NotFound(f"log {info.log!r} has no chunk ahead of its head")
 
     await store.start()
+    await groups.start()
     try:
         await server.start()
         try:
@@ -171,4 +183,5 @@ async def _serving(
         finally:
             await server.stop(timedelta(0))
     finally:
+        await asyncio.shield(groups.close())
         await asyncio.shield(store.close())

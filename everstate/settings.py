@@ -78,6 +78,15 @@ class NodeSettings(DatabaseChoice):
     )
     max_streams: int = Field(1_000, ge=1, description="Most calls of one connection at once.")
     max_calls: int = Field(1_000, ge=1, description="Most calls of the node at once.")
+    group_term_seconds: float = Field(
+        10.0,
+        ge=1,
+        le=300,
+        description="How long members of consumer groups of a node that died keep their partitions.",
+    )
+    group_buffer_bytes: int = Field(
+        64_000_000, ge=1_000_000, description="Most memory for events that members are to get."
+    )
     drain_seconds: float = Field(10.0, ge=0, description="How long calls may finish at a stop.")
     append_id_days: float = Field(
         2.0, gt=0, le=30, description="How long append ids are remembered."

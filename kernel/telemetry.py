@@ -109,6 +109,51 @@ tail_encoded = Counter(
     ["log"],
     registry=REGISTRY,
 )
+group_delivered = Counter(
+    "everstate_group_delivered",
+    "Events sent to members of consumer groups, every attempt.",
+    ["group"],
+    registry=REGISTRY,
+)
+group_redelivered = Counter(
+    "everstate_group_redelivered",
+    "Deliveries that were not the first attempt.",
+    ["group"],
+    registry=REGISTRY,
+)
+group_settled = Counter(
+    "everstate_group_settled",
+    "Deliveries settled, by reason: ack, nack, park, timeout; lost: too late, of no effect.",
+    ["group", "reason"],
+    registry=REGISTRY,
+)
+group_members = Gauge(
+    "everstate_group_members", "Members connected to this node.", ["group"], registry=REGISTRY
+)
+group_partitions = Gauge(
+    "everstate_group_partitions",
+    "Partitions that members connected to this node have.",
+    ["group"],
+    registry=REGISTRY,
+)
+group_lag_events = Gauge(
+    "everstate_group_lag_events",
+    "Events of the log after the place of the group, matching or not.",
+    ["group"],
+    registry=REGISTRY,
+)
+group_lag_bytes = Gauge(
+    "everstate_group_lag_bytes", "Their payload, in bytes.", ["group"], registry=REGISTRY
+)
+group_lag_seconds = Gauge(
+    "everstate_group_lag_seconds", "Age of the first of them.", ["group"], registry=REGISTRY
+)
+group_parked = Gauge(
+    "everstate_group_parked",
+    "Events put aside: parked, held behind a parked one, being replayed.",
+    ["group"],
+    registry=REGISTRY,
+)
 rpcs = Counter(
     "everstate_rpcs", "Finished gRPC calls, by method and status.", ["method", "status"],
     registry=REGISTRY,

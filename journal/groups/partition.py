@@ -165,6 +165,15 @@ class Partition:
         """
         return self._replays.keys() | self._unsaved()
 
+    @property
+    def replays(self) -> int:
+        """How many parked events are here to be delivered again."""
+        return len(self._replays)
+
+    def vanished(self, position: int) -> None:
+        """A parked event is not in the log any more: it leaves the list."""
+        self._unparked.append(position)
+
     def _unsaved(self) -> set[int]:
         saving = self._saving
         return {

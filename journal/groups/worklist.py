@@ -154,9 +154,14 @@ class Worklist:
         lost, self.lost = self.lost, []
         return lost
 
-    def wakes_at(self) -> float | None:
-        """When there is something to do without anything from outside; None: never."""
-        times = [at for at in map(Partition.wakes_at, self._active()) if at is not None]
+    def wakes_at(self, *, delivering: bool = True) -> float | None:
+        """When there is something to do without anything from outside; None: never.
+
+        Asked after `deliver` gave nothing; ``delivering``: whether it was asked at all.
+        """
+        times: list[float] = []
+        if delivering and len(self.out) < self.credits:
+            times = [at for at in map(Partition.wakes_at, self._active()) if at is not None]
         while self._deadlines and self._deadlines[0][1] not in self.out:
             heapq.heappop(self._deadlines)
         if self._deadlines:

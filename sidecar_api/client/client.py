@@ -39,6 +39,7 @@ from kernel.errors import (
     Unavailable,
 )
 from sidecar_api.client import messages
+from sidecar_api.client.groups import Groups
 from sidecar_api.client.pipe import AppendPipe
 from sidecar_api.client.schemas import SchemaClient
 from sidecar_api.client.target import Target
@@ -97,6 +98,7 @@ class Client:
             )
         else:
             self._channel = grpc.aio.insecure_channel(self.target.address, options)
+        self.groups = Groups(self)
         self._unary: dict[str, Any] = {}
         self._stream: dict[str, Any] = {}
         self._append_stream = self._channel.stream_stream(
@@ -360,6 +362,18 @@ class Client:
             "GetServerInfo", pb.ServerInfo, pb.GetServerInfoRequest(), timeout
         )
         return reply
+
+    # Calls of other services
+
+    async def unary_call(
+        self, path: str, response: type[Any], request: Any, *, retried: bool = True
+    ) -> Any:
+        """A call by its full path, with the settings of this client."""
+        return await self._call(path, response, request, None, retried=retried)
+
+    def stream_call(self, path: str, request: type[Any], response: type[Any]) -> Any:
+        """A bidirectional stream by its full path."""
+        return self._channel.stream_stream(path, request.SerializeToString, response.FromString)
 
     # Calls
 

@@ -497,8 +497,11 @@ class ConnectRequest(_message.Message):
     PARKS_FIELD_NUMBER: _builtins.int
     EXTEND_FIELD_NUMBER: _builtins.int
     CREDITS_FIELD_NUMBER: _builtins.int
+    LEAVE_FIELD_NUMBER: _builtins.int
     credits: _builtins.int
     """Sets how many deliveries may be out from now on; not set: as before."""
+    leave: _builtins.bool
+    """The member leaves; what is out and not settled by this request goes to others."""
     @_builtins.property
     def join(self) -> Global___Join:
         """In the first request, and only there."""
@@ -524,10 +527,11 @@ class ConnectRequest(_message.Message):
         parks: _abc.Iterable[Global___Park] | None = ...,
         extend: _abc.Iterable[_builtins.int] | None = ...,
         credits: _builtins.int | None = ...,
+        leave: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_credits", b"_credits", "credits", b"credits", "join", b"join"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_credits", b"_credits", "acks", b"acks", "credits", b"credits", "extend", b"extend", "join", b"join", "nacks", b"nacks", "parks", b"parks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_credits", b"_credits", "acks", b"acks", "credits", b"credits", "extend", b"extend", "join", b"join", "leave", b"leave", "nacks", b"nacks", "parks", b"parks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__credits: _TypeAlias = _typing.Literal["credits"]  # noqa: Y015
     _WhichOneofArgType__credits: _TypeAlias = _typing.Literal["_credits", b"_credits"]  # noqa: Y015

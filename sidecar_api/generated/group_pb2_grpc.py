@@ -131,9 +131,9 @@ class GroupServiceServicer(object):
         The first request carries `join`, the later ones settle deliveries. At most `credits` deliveries
         are out unsettled. An ack counts when it is confirmed (`confirmed`); a delivery in `lost` is no
         longer the member's: it was not settled within `ack_timeout_ms`, an earlier event of its entity
-        was nacked, or its partition went to another member or was moved by Seek. Half-close: the member
-        leaves; the server confirms what was settled, hands the rest over and ends the stream. A stream
-        that breaks counts as a failed attempt of what was out. The stream ends with NOT_FOUND when the
+        was nacked, or its partition went to another member or was moved by Seek. A request with `leave`
+        is the last one: the server confirms what was settled, hands the rest over and ends the stream. A
+        stream that ends without it counts as a failed attempt of what was out. The stream ends with NOT_FOUND when the
         group is deleted and with UNAVAILABLE when the node stops: connect again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

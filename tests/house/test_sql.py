@@ -96,6 +96,8 @@ HOT = [
     Hot("select_forwards", (LOG, *SECOND, 100, 10**6, [1], [2], [0], [9]), LEAF_POSITION, 1),
     Hot("select_forwards", (LOG, *SECOND, 100, 10**6, *ALL), LEAF_POSITION, 1),
     Hot("select_backwards", (LOG, *SECOND, 100, 10**6, *ALL), LEAF_POSITION, 1),
+    Hot("group_events", (LOG, [10, 200], 10, 200, 10**6), LEAF_POSITION, 1),
+    Hot("group_events", (LOG, [10, CHUNK + 10], 10, CHUNK + 10, 10**6), LEAF_POSITION, 2),
     Hot("load_events", (LOG, 7, 0, 100, 7, CHUNK - 1, 1000, 10**6), LEAF_ENTITY, 1),
     Hot("load_events", (LOG, 7, 0, 100, 7, HEAD, 1000, 10**6), LEAF_ENTITY, CHUNKS),
     Hot("verify_window", (LOG, *SECOND, 1), LEAF_POSITION, 2),  # one event before it is read too

@@ -1,0 +1,12 @@
+-- Events leave the list for good. $1 to $8: see group_parked.sql. Rows: position, partition,
+-- entity_type, entity_id. Index: parked_events_pkey.
+DELETE FROM everstate.parked_events p
+USING (
+  SELECT e.position FROM everstate.parked_events e
+  WHERE e.group_id = $1 AND e.position > $7
+    AND ($2 = '' OR e.entity_type = $2) AND ($3 = '' OR e.entity_id = $3)
+    AND ($4 = '' OR e.event_type = $4) AND ($5::bigint[] IS NULL OR e.position = ANY ($5::bigint[]))
+    AND ($6 = '' OR strpos(e.reason, $6) > 0)
+  ORDER BY e.position LIMIT $8) c
+WHERE p.group_id = $1 AND p.position = c.position
+RETURNING p.position, p.partition, p.entity_type, p.entity_id
