@@ -82,7 +82,7 @@ class NodeSettings(DatabaseChoice):
         10.0,
         ge=1,
         le=300,
-        description="How long members of consumer groups of a node that died keep their partitions.",
+        description="How long members of groups on a node that died keep their partitions.",
     )
     group_buffer_bytes: int = Field(
         64_000_000, ge=1_000_000, description="Most memory for events that members are to get."

@@ -400,8 +400,10 @@ class GroupStore:
             )
             for row in rows[:size]
         )  # fmt: skip
+        if len(rows) <= size:
+            return ParkedPage(events)
         token = base64.urlsafe_b64encode(str(events[-1].position).encode()).decode()
-        return ParkedPage(events, token if len(rows) > size else "") if events else ParkedPage(())
+        return ParkedPage(events, token)
 
     async def count_selected(
         self, group_id: int, selection: ParkedSelection, states: Sequence[str], timeout: float = 30

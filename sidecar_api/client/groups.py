@@ -141,9 +141,7 @@ class Member:
         self._unsent.set()
         self._arrived.set()
         if self._task is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LEAVE_SECONDS):
-                    await self._task
+            await asyncio.wait((self._task,), timeout=LEAVE_SECONDS)
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
