@@ -308,10 +308,11 @@ async def test_global_order_gives_everything_to_one_member_in_log_order(
     client = one_node.client
     await append(client, 40, entities=7)
     await client.groups.create("ordered", replace(QUICK, global_order=True, entity_window=10))
-    async with (
-        client.groups.join("ordered", name="one") as first,
-        client.groups.join("ordered", name="two") as second,
-    ):
+    async with contextlib.AsyncExitStack() as stack:
+        first = await stack.enter_async_context(client.groups.join("ordered", name="one"))
+        await first.joined.wait()
+        second = await stack.enter_async_context(client.groups.join("ordered", name="two"))
+        await second.joined.wait()
         seen = []
         for _ in range(40):
             delivery = await next_of(first)
