@@ -336,7 +336,7 @@ def take(tail: Tail, position: int, match: Match | None, *, shared: bool = False
     """
     if shared and match is None:
         last: Delivery | None = tail.shared
-        if last is not None and last.first == position and last.head == tail.head:
+        if last is not None and last.first == position:
             return last
         tail.shared = last = _take(tail, position, None)
         return last

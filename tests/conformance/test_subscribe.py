@@ -12,7 +12,13 @@ from typing import Any
 import pytest
 
 from journal.model import FROM_NOW, SubscribeQuery, SubscriptionBatch
-from kernel.errors import DeadlineExceeded, InvalidArgument, LogNotFound, OutOfRange
+from kernel.errors import (
+    DeadlineExceeded,
+    InvalidArgument,
+    LogNotFound,
+    OutOfRange,
+    WrongExpectedState,
+)
 from kernel.ids import slice_of
 from sidecar_api.client.messages import to_event
 from tests.conformance.subject import Subject, entity, event, events
@@ -98,6 +104,29 @@ async def test_live_events_are_what_a_read_returns(subject: Subject) -> None:
         return to_event(e) if subject.kind == "client" else e
 
     assert [plain(e) for e in reader.seen] == await subject.read()
+
+
+async def test_refused_appends_and_repeated_ones_leave_no_trace_among_live_events(
+    subject: Subject,
+) -> None:
+    await subject.append(entity("a"), events=events(1))
+    async with subscribed(subject) as reader:
+        await reader.until_position(1)
+        again = (event(0, b"again"), event(0, b"again"))
+        await subject.append(entity("r", 0), events=again)
+        tries = [
+            subject.append(entity("a", 7), events=events(2))  # it is not at 7
+            if n % 3 == 0
+            else subject.append(entity("r", 0), events=again)  # written before
+            if n % 3 == 1
+            else subject.append(entity(f"n{n}", 0), events=events(2))
+            for n in range(30)
+        ]
+        results = await asyncio.gather(*tries, return_exceptions=True)
+        assert sum(isinstance(result, WrongExpectedState) for result in results) == 10
+        assert await reader.until_count(23) == list(range(1, 24))
+    seen = [to_event(e) if subject.kind == "client" else e for e in reader.seen]
+    assert seen == await subject.read()
 
 
 async def test_a_subscription_begins_at_any_position_up_to_head_plus_one(subject: Subject) -> None:
