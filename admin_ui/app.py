@@ -15,13 +15,13 @@ from starlette.exceptions import HTTPException
 from admin_ui import errors
 from admin_ui.access import Route
 from admin_ui.guard import Application, Guard
-from admin_ui.routes import members, system, tokens
+from admin_ui.routes import members, read, system, tokens
 from admin_ui.services import AdminSettings, Services
 from kernel.database import Database
 from kernel.errors import EverstateError, InternalError, InvalidArgument, NotFound
 from kernel.token_store import Tokens
 
-ROUTES = (system, tokens, members)
+ROUTES = (system, tokens, members, read)
 
 
 def application(services: Services) -> Application:
