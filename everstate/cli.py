@@ -15,7 +15,18 @@ import orjson
 import typer
 
 from everstate import __version__
-from everstate.commands import admin, data, database, descriptor, dev, entity, log, serve, token
+from everstate.commands import (
+    admin,
+    data,
+    database,
+    descriptor,
+    dev,
+    entity,
+    group,
+    log,
+    serve,
+    token,
+)
 from kernel import errors as e
 
 EXIT_CODES: Mapping[type[e.EverstateError], int] = {
@@ -79,7 +90,7 @@ def options(
     """Everstate: the datastore of stateful services."""
 
 
-for room in (dev, serve, admin, database, data, log, entity, descriptor, token):
+for room in (dev, serve, admin, database, data, log, entity, group, descriptor, token):
     room.register(app)
 
 

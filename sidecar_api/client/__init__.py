@@ -6,6 +6,14 @@ async with Client("everstate://127.0.0.1:7400/default") as client:
         ...
 """
 
+from journal.groups.model import (
+    Group,
+    GroupChange,
+    GroupSettings,
+    ParkedCount,
+    ParkedEvent,
+    ParkedSelection,
+)
 from journal.model import (
     ANY,
     EXISTS,
@@ -37,6 +45,7 @@ from journal.model import (
 )
 from kernel.errors import EverstateError, OutcomeUnknown, Unavailable, WrongExpectedState
 from sidecar_api.client.client import Client, ClientSettings
+from sidecar_api.client.groups import GroupDelivery, Member
 from sidecar_api.client.target import Target
 
 __all__ = [
@@ -59,12 +68,20 @@ __all__ = [
     "EverstateError",
     "Expectation",
     "Expected",
+    "Group",
+    "GroupChange",
+    "GroupDelivery",
+    "GroupSettings",
     "Limits",
     "LoadQuery",
     "LogInfo",
+    "Member",
     "NewEvent",
     "NewSnapshot",
     "OutcomeUnknown",
+    "ParkedCount",
+    "ParkedEvent",
+    "ParkedSelection",
     "ReadQuery",
     "Snapshot",
     "SubscribeQuery",
