@@ -19,12 +19,14 @@ from pytest_postgresql import factories
 from pytest_postgresql.janitor import DatabaseJanitor
 
 from everstate.commands.database import upgrade
+from journal.groups.node import Groups
 from journal.store import StoreJournal, StoreSettings
 from kernel.database import Database, DatabaseSettings
 from kernel.devdb import DevDatabase
 from schemas.store import DescriptorStore
 from sidecar_api.client import Client
 from sidecar_api.server import NodeServer, ServerSettings
+from sidecar_api.services.groups import GroupService
 from sidecar_api.services.schemas import SchemaService
 
 POSTGRES_15 = Path("/usr/lib/postgresql/15/bin")
@@ -143,15 +145,21 @@ async def store(database: Database) -> AsyncIterator[StoreJournal]:
 @pytest.fixture
 async def node(store: StoreJournal) -> AsyncIterator[NodeServer]:
     """A node in this process, on a free port."""
+    groups = Groups(store)
     server = NodeServer(
         store,
         ServerSettings(port=0, drain=timedelta(seconds=2)),
         version="test",
-        services=[SchemaService(DescriptorStore(store.database))],
+        services=[
+            SchemaService(DescriptorStore(store.database)),
+            GroupService(groups, store.names),
+        ],
     )
+    await groups.start()
     await server.start()
     yield server
     await server.stop()
+    await groups.close()
 
 
 @pytest.fixture
