@@ -27,11 +27,15 @@ NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 class StatementError(Exception):
     """A statement that PostgreSQL or the confinement refused.
 
-    ``position`` is the 1-based character of the statement at which the cause is, 0: not known.
+    ``position`` is the 1-based character of the statement at which the cause is, 0: not known;
+    ``context`` is what PostgreSQL says of where it was.
     """
 
-    def __init__(self, message: str, sqlstate: str = "", position: int = 0) -> None:
+    def __init__(
+        self, message: str, sqlstate: str = "", position: int = 0, context: str = ""
+    ) -> None:
         super().__init__(message)
+        self.context = context
         self.message = message
         self.sqlstate = sqlstate
         self.position = position

@@ -1,0 +1,5 @@
+-- Confines the transaction: from here on statements run as a build's role, in its schema. $1 role,
+-- $2 search path, $3 synchronous_commit. The settings end with the transaction.
+-- Sequential scans are on again: what the pool's setting guards against is not the user's matter.
+SELECT set_config('search_path', $2, true), set_config('synchronous_commit', $3, true),
+  set_config('enable_seqscan', 'on', true), set_config('role', $1, true)

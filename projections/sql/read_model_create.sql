@@ -1,0 +1,3 @@
+-- Makes the schema and role of a build; create_read_model_v1.sql explains it. $1 schema, $2 role, $3
+-- schema of the views, $4 role of the readers.
+SELECT everstate.create_read_model_v1($1, $2, $3, $4)
