@@ -164,6 +164,51 @@ http_requests = Counter(
     ["call", "status"],
     registry=REGISTRY,
 )
+projection_events = Counter(
+    "everstate_projection_events", "Events that projections have applied here.",
+    ["projection", "version"], registry=REGISTRY,
+)  # fmt: skip
+projection_parks = Counter(
+    "everstate_projection_parks", "Events that projections could not apply and passed over here.",
+    ["projection", "version"], registry=REGISTRY,
+)  # fmt: skip
+projection_batch_seconds = Histogram(
+    "everstate_projection_batch_seconds",
+    "Time to apply and commit a batch of events.",
+    ["projection"],
+    buckets=_SECONDS,
+    registry=REGISTRY,
+)
+projection_lag_events = Gauge(
+    "everstate_projection_lag_events",
+    "Positions between what all segments have applied and the log's head.",
+    ["projection", "version"],
+    registry=REGISTRY,
+)
+projection_lag_bytes = Gauge(
+    "everstate_projection_lag_bytes",
+    "Payload bytes between what all segments have applied and the log's head.",
+    ["projection", "version"],
+    registry=REGISTRY,
+)
+projection_lag_seconds = Gauge(
+    "everstate_projection_lag_seconds",
+    "Age of the oldest event that a segment has not applied.",
+    ["projection", "version"],
+    registry=REGISTRY,
+)
+projection_parked = Gauge(
+    "everstate_projection_parked", "Events that are parked.", ["projection", "version"],
+    registry=REGISTRY,
+)  # fmt: skip
+projection_halted = Gauge(
+    "everstate_projection_halted", "Segments that halted at an event they could not apply.",
+    ["projection", "version"], registry=REGISTRY,
+)  # fmt: skip
+projection_leases = Gauge(
+    "everstate_projection_leases", "Segments that this worker works on.",
+    ["projection", "version"], registry=REGISTRY,
+)  # fmt: skip
 
 
 def configure_logging(*, json_lines: bool, level: str = "INFO") -> None:

@@ -1,4 +1,4 @@
-"""Makes a build: the schema and role of a version's tables, its functions, its checkpoints, its views.
+"""Makes a build: schema and role of a version's tables, its functions, checkpoints and views.
 
 Everything runs inside the caller's transaction: a build is there whole or not at all.
 """
@@ -58,8 +58,8 @@ async def lock_registrations(connection: Connection, schema: str) -> str:
     user, database = row["user_name"], row["database"]
     if not row["may_create_roles"]:
         raise ConfigurationError(
-            f"the database user {user!r} may not create roles, and every projection writes as a role"
-            f' of its own: ALTER ROLE "{user}" CREATEROLE'
+            f"the database user {user!r} may not create roles, and every projection writes as a"
+            f' role of its own: ALTER ROLE "{user}" CREATEROLE'
         )
     if not row["may_create_schemas"]:
         raise ConfigurationError(
@@ -127,10 +127,10 @@ def all_handlers(definition: Definition) -> Sequence[Handler]:
 
 
 async def _make_function(connection: Connection, definition: Definition, handler: Handler) -> None:
-    bodies: list[str] = []
+    deduced: list[list[str]] = []
     for statement in handler.statements:
         deleting = handler is definition.delete_entity
-        text, parameters = sqlfile.probe(statement.text, deleting=deleting)
+        text, _ = sqlfile.probe(statement.text, deleting=deleting)
         with _explained(definition, statement, connection):
             prepared = await connection.prepare(text)
             oids = [kind.oid for kind in prepared.get_parameters()]
@@ -139,10 +139,29 @@ async def _make_function(connection: Connection, definition: Definition, handler
                 " FROM unnest($1::oid[]) WITH ORDINALITY AS x(t, n)",
                 oids,
             )
-        assert len(parameters) == len(types or ())
-        bodies.append(sqlfile.body(statement, types or ()))
+        deduced.append(types or [])
+    # `coalesce(:data.n, 0)` is an int to PostgreSQL, though it is written to a bigint: numbers are
+    # read as bigint wherever the statement takes that.
+    wide = [["bigint" if t in _NARROW else t for t in types] for types in deduced]
+    if wide != deduced:
+        try:
+            async with connection.transaction():
+                await connection.execute(_function(handler, wide))
+        except Exception as error:
+            if not isinstance(store.user_error(error, connection), StatementError):
+                raise
+        else:
+            return
     with _explained(definition, handler.statements[0], connection):
-        await connection.execute(sqlfile.function_of(handler, bodies))
+        await connection.execute(_function(handler, deduced))
+
+
+_NARROW = ("integer", "smallint")
+
+
+def _function(handler: Handler, types: Sequence[Sequence[str]]) -> str:
+    pairs = zip(handler.statements, types, strict=True)
+    return sqlfile.function_of(handler, [sqlfile.body(one, kinds) for one, kinds in pairs])
 
 
 @contextmanager

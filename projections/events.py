@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import orjson
 
@@ -11,88 +11,74 @@ from journal.model import JSON
 from journal.preparation import TIME_KEY
 from journal.rows import EventRow, Names, split_metadata
 from kernel import clock
-from projections.model import Definition, ProjectedEvent, UndecodablePayload
-from projections.sqlfile import ALL, DATA, META, METADATA, dispatch
+from kernel.errors import Undecodable
+from projections.model import Definition, ProjectedEvent
+from projections.sqlfile import ALL, META, dispatch
+from schemas.descriptors import Decoder
 
 
-class Decode(Protocol):
-    """Turns a payload into a JSON value."""
-
-    def __call__(
-        self, event_type: str, content_type: str, schema_version: int, payload: bytes
-    ) -> Any:
-        """The value; None: nothing is known of the content type.
-
-        Raises:
-            UndecodablePayload, or an error of the tree: the payload is not what it is said to be.
-
-        """
-        ...
+async def prepare(rows: Sequence[EventRow], names: Names, decoder: Decoder) -> None:
+    """Loads what decoding ``rows`` needs; see `Decoder.prepare`."""
+    kinds = (names.event_types[type_id] for type_id in {row[5] for row in rows})
+    await decoder.prepare((kind.name, kind.content_type) for kind in kinds)
 
 
-def decode_json(
-    event_type: str,  # noqa: ARG001 - part of the port
-    content_type: str,
-    schema_version: int,  # noqa: ARG001 - part of the port
-    payload: bytes,
-) -> Any:
-    """Knows JSON only."""
-    if content_type != JSON:
-        return None
-    try:
-        return orjson.loads(payload)
-    except orjson.JSONDecodeError as error:
-        raise UndecodablePayload(f"the payload is not JSON: {error}") from None
-
-
-def project(row: EventRow, names: Names, decode: Decode) -> ProjectedEvent:
-    """The event of a row.
+def project(row: EventRow, names: Names, decoder: Decoder) -> ProjectedEvent:
+    """The event of a row, in its present shape; call `prepare` first.
 
     Raises:
-        UndecodablePayload, or an error of the tree: see `Decode`.
+        Undecodable, UnknownType: the payload is not what its type says.
 
     """
     (position, sequence, recorded_at, _, event_id, type_id, entity_type_id, _, entity_id, payload,
      stored) = row  # fmt: skip
     kind = names.event_types[type_id]
-    time, metadata = recorded_at, {}
+    time = recorded_at
+    metadata: Mapping[str, Any] = {}
     if stored is not None:
         own, extras = split_metadata(stored)
         metadata = orjson.loads(own) if own else {}
         if "client_time_us" in extras:
-            time = clock.from_us(extras.pop("client_time_us"))
+            time = clock.from_us(extras["client_time_us"])
+    shape = decoder.read(kind.name, kind.content_type, kind.schema_version, payload)
     return ProjectedEvent(
-        position, sequence, names.entity_types[entity_type_id], entity_id, kind.name, recorded_at,
-        time, decode(kind.name, kind.content_type, kind.schema_version, payload), metadata, payload,
-        kind.content_type, str(event_id), kind.schema_version,
+        position, sequence, names.entity_types[entity_type_id], entity_id, shape.type, recorded_at,
+        time, shape.data, metadata, payload, kind.content_type, str(event_id), shape.schema_version,
     )  # fmt: skip
-
-
-Column = Callable[[EventRow], Any]
 
 
 class Columns:
     """The arrays that `sqlfile.dispatch` wants for a batch of rows."""
 
-    def __init__(self, definition: Definition, names: Names, decode: Decode) -> None:
+    def __init__(self, definition: Definition, names: Names, decoder: Decoder) -> None:
         self.statement, used = dispatch(definition)
         self._names = names
-        self._decode = decode
+        self._decoder = decoder
         self._numbers = {h.event_type: i for i, h in enumerate(definition.handlers)}
-        self._rest = self._numbers.get(ALL)
-        self._handlers: dict[int, int | None] = {}
-        known = [*META, "metadata", "data"]
-        self._columns: list[Column] = [getattr(self, f"_{known[i - 1]}") for i in used]
-        assert (known[METADATA - 1], known[DATA - 1]) == ("metadata", "data")
+        # By the id of the stored type: present type, its handler, and whether PostgreSQL may parse
+        # the payload itself (numbers then keep all their digits).
+        self._types: dict[int, tuple[str, int | None, bool]] = {}
+        columns: list[Callable[[EventRow], Any]] = [
+            *(getattr(self, f"_{name}") for name in META), self._metadata, self._data,
+        ]  # fmt: skip
+        self._columns = [columns[argument - 1] for argument in used]
 
     def arrays(self, rows: Sequence[EventRow]) -> list[list[Any]]:
-        """``$1``, ``$2``, … of the statement. Raises what `Decode` raises."""
-        handlers = self._handlers
-        for type_id in {row[5] for row in rows} - handlers.keys():
-            name = self._names.event_types[type_id].name
-            handlers[type_id] = self._numbers.get(name, self._rest)
+        """``$1``, ``$2``, … of the statement.
+
+        Raises:
+            Undecodable, UnknownType: a payload is not what its type says.
+
+        """
+        types = self._types
+        for type_id in {row[5] for row in rows} - types.keys():
+            kind = self._names.event_types[type_id]
+            present = self._decoder.upcasters.target(kind.name, kind.schema_version)
+            as_stored = present == (kind.name, kind.schema_version)
+            handler = self._numbers.get(present.type, self._numbers.get(ALL))
+            types[type_id] = present.type, handler, kind.content_type == JSON and as_stored
         return [
-            [handlers[row[5]] for row in rows],
+            [types[row[5]][1] for row in rows],
             *([column(row) for row in rows] for column in self._columns),
         ]
 
@@ -109,7 +95,7 @@ class Columns:
         return row[8]
 
     def _type(self, row: EventRow) -> str:
-        return self._names.event_types[row[5]].name
+        return self._types[row[5]][0]
 
     def _recorded_at(self, row: EventRow) -> Any:
         return row[2]
@@ -129,12 +115,11 @@ class Columns:
         return (split_metadata(row[10])[0] or None) if row[10] is not None else None
 
     def _data(self, row: EventRow) -> str | None:
-        kind = self._names.event_types[row[5]]
-        if kind.content_type == JSON and self._decode is decode_json:
-            # PostgreSQL parses it: numbers keep all their digits.
+        if self._types[row[5]][2]:
             try:
                 return row[9].decode()
-            except UnicodeDecodeError as error:
-                raise UndecodablePayload(f"the payload is not UTF-8: {error.reason}") from None
-        value = self._decode(kind.name, kind.content_type, kind.schema_version, row[9])
+            except UnicodeDecodeError:
+                raise Undecodable("the payload is not UTF-8, so it is not JSON") from None
+        kind = self._names.event_types[row[5]]
+        value = self._decoder.decode(kind.name, kind.content_type, kind.schema_version, row[9])
         return None if value is None else orjson.dumps(value).decode()

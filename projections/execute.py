@@ -14,19 +14,19 @@ from typing import Any
 
 from journal.rows import EventRow, Names
 from kernel.database import Connection, Database
-from kernel.errors import DeadlineExceeded, EverstateError, Unavailable
+from kernel.errors import DeadlineExceeded, Unavailable, Undecodable, UnknownType
 from kernel.leases import Lease, fence
-from projections import store
+from projections import events, store
 from projections.builds import search_path
-from projections.events import Columns, Decode, project
+from projections.events import Columns
 from projections.model import (
     Definition,
     Projection,
     Segment,
     StatementError,
-    UndecodablePayload,
 )
 from projections.statements import check_confined
+from schemas.descriptors import Decoder
 
 Effect = Callable[[], Awaitable[None]]
 
@@ -134,23 +134,42 @@ class Target:
 class Applier:
     """Applies rows as a definition says, inside a transaction that is confined already."""
 
-    def __init__(self, definition: Definition, names: Names, decode: Decode) -> None:
-        self._definition = definition
+    def __init__(self, definition: Definition, names: Names, decoder: Decoder) -> None:
         self._names = names
-        self._decode = decode
-        self._columns = Columns(definition, names, decode) if definition.kind == "sql" else None
+        self._decoder = decoder
+        self._wanted = frozenset(definition.event_types)
+        self._columns = Columns(definition, names, decoder) if definition.kind == "sql" else None
         self._projection: Projection | None = definition.make() if definition.make else None
 
-    def prepare(self, rows: Sequence[EventRow]) -> Sequence[Any]:
-        """What `apply` wants of rows. Raises `Poison`: a payload cannot be decoded."""
+    async def prepare(self, rows: Sequence[EventRow]) -> Sequence[Any]:
+        """What `apply` wants of rows.
+
+        Raises:
+            Poison: a payload cannot be decoded. `Unavailable` and the like: try again.
+
+        """
+        await events.prepare(rows, self._names, self._decoder)
         try:
             if self._columns is not None:
                 return self._columns.arrays(rows)
-            return [project(row, self._names, self._decode) for row in rows]
-        except (UndecodablePayload, EverstateError) as error:
+            found = [events.project(row, self._names, self._decoder) for row in rows]
+        except (Undecodable, UnknownType) as error:
             raise Poison(error) from error
+        # What an upcaster made another type of may not be wanted.
+        wanted = self._wanted
+        return [event for event in found if event.type in wanted] if wanted else found
 
-    async def apply(self, connection: Connection, tx: Transaction, prepared: Sequence[Any]) -> None:
+    def judge(self, row: EventRow, cause: BaseException) -> BaseException:
+        """Why an event cannot be applied, when ``cause`` is what applying it failed of: PostgreSQL
+        speaks of a payload that is no JSON as of any other wrong value.
+        """
+        try:
+            events.project(row, self._names, self._decoder)
+        except (Undecodable, UnknownType) as error:
+            return error
+        return cause
+
+    async def apply(self, tx: Transaction, prepared: Sequence[Any]) -> None:
         """Writes what `prepare` made.
 
         Raises:
@@ -158,6 +177,8 @@ class Applier:
 
         """
         try:
+            if not prepared:
+                return
             if self._columns is not None:
                 await tx.execute(self._columns.statement, *prepared)
             else:
@@ -194,7 +215,7 @@ async def commit(
     replaying: bool,
     parked: Sequence[object] = (),
 ) -> list[Effect]:
-    """Applies ``rows`` and moves the segment from where it is to ``to``; returns the effects to run.
+    """Applies ``rows`` and moves the segment from where it is to ``to``; gives the effects to run.
 
     Without an ``applier`` only the checkpoint moves. ``parked``: an event to keep as passed over
     (arguments $4… of park.sql).
@@ -206,7 +227,7 @@ async def commit(
 
     """
     schema, segment = database.schema, target.segment
-    prepared = applier.prepare(rows) if applier is not None and rows else None
+    prepared = await applier.prepare(rows) if applier is not None and rows else None
     tx: Transaction | None = None
     async with database.connection(writing=True) as connection:
         try:
@@ -217,7 +238,7 @@ async def commit(
                         search_path(target.schema_name), "on" if not replaying else "off",
                     )  # fmt: skip
                     tx = Transaction(connection, target.schema_name, replaying=replaying)
-                    await applier.apply(connection, tx, prepared)
+                    await applier.apply(tx, prepared)
                     await store.run(connection, "leave", schema)
                 key = (segment.name, segment.version, segment.build)
                 if parked and await store.run(connection, "park", schema, *key, *parked) is None:

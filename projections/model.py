@@ -41,10 +41,6 @@ class StatementError(Exception):
         self.position = position
 
 
-class UndecodablePayload(Exception):
-    """The payload is not what its content type says."""
-
-
 @dataclass(frozen=True, slots=True)
 class ProjectedEvent:
     """An event as a projection sees it.

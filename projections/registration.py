@@ -32,10 +32,9 @@ async def register(
 
     """
     for definition in sorted(definitions, key=lambda d: (d.name, d.version)):
-        async with database.connection(timeout) as connection:
-            async with connection.transaction():
-                name = await builds.lock_registrations(connection, database.schema)
-                await _register(connection, database.schema, name, definition)
+        async with database.connection(timeout) as connection, connection.transaction():
+            name = await builds.lock_registrations(connection, database.schema)
+            await _register(connection, database.schema, name, definition)
 
 
 async def _register(
@@ -88,8 +87,8 @@ def _check_known(definition: Definition, row: Any) -> None:
     if row["digest"] != definition.digest:
         at = clock.format_us(clock.to_us(row["registered_at"]))
         raise Conflict(
-            f"{definition.origin}: {definition.title} has other code or SQL than what was registered"
-            f" as this version at {at}; give it the next version, and it is built beside the live one"
+            f"{definition.origin}: {definition.title} has other code or SQL than was registered as"
+            f" this version at {at}; give it the next version, and it is built beside the live one"
         )
     if definition.version < row["live_version"] and not definition.superseded:
         raise _goes_back(definition, row["live_version"])

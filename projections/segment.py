@@ -22,7 +22,6 @@ from kernel.database import Database
 from kernel.errors import DeadlineExceeded, EverstateError, LeaseLost
 from kernel.leases import Lease, fence
 from projections import store
-from projections.events import Decode
 from projections.execute import (
     Applier,
     Effect,
@@ -32,8 +31,9 @@ from projections.execute import (
     TooManyParked,
     commit,
 )
-from projections.model import Definition, Segment, StatementError, UndecodablePayload
+from projections.model import Definition, Segment, StatementError
 from projections.store import Runnable
+from schemas.descriptors import Decoder
 
 log = structlog.get_logger(__name__)
 
@@ -59,7 +59,7 @@ class Surroundings:
     database: Database
     feed: Feed
     names: Names
-    decode: Decode
+    decoder: Decoder
     worker: str
 
 
@@ -79,7 +79,7 @@ class SegmentRunner:
         self.halted = False
         self.failing = ""
         self._around = around
-        self._applier = Applier(definition, around.names, around.decode)
+        self._applier = Applier(definition, around.names, around.decoder)
         self._stopping = asyncio.Event()
         self._written_at = 0.0
         self._rate = telemetry.projection_events.labels(view.name, str(view.version))
@@ -155,7 +155,7 @@ class SegmentRunner:
         query = SubscribeQuery(
             from_position=self.position + 1,
             entity_types=definition.entity_types,
-            event_types=definition.event_types,
+            event_types=self._around.decoder.upcasters.sources(definition.event_types),
             slices=() if whole else ((view.first_slice, view.last_slice),),
         )
         async for rows, covered in self._deliveries(query):
@@ -169,20 +169,20 @@ class SegmentRunner:
     ) -> AsyncIterator[tuple[Sequence[EventRow], int]]:
         """Rows and up to where they cover the log; the next are read while these are applied."""
         deliveries = self._around.feed.subscribe(self.view.log, query)
-        stopping = asyncio.ensure_future(self._stopping.wait())
-        coming: asyncio.Future[Delivery] | None = None
+        stopping: asyncio.Task[Any] = asyncio.create_task(self._stopping.wait())
+        coming: asyncio.Task[Any] | None = None
         try:
             while True:
                 if coming is None:
-                    coming = asyncio.ensure_future(anext(deliveries))
+                    coming = asyncio.create_task(_next(deliveries))
                 await asyncio.wait({coming, stopping}, return_when=asyncio.FIRST_COMPLETED)
                 if stopping.done():
                     return
                 try:
-                    delivery = await coming
+                    delivery: Delivery = await coming
                 except StopAsyncIteration:
                     return
-                coming = asyncio.ensure_future(anext(deliveries))
+                coming = asyncio.create_task(_next(deliveries))
                 yield delivery.rows, delivery.next_position - 1
         finally:
             for task in (stopping, coming):
@@ -197,7 +197,7 @@ class SegmentRunner:
     # Applying
 
     async def _take(self, rows: Sequence[EventRow], covered: int) -> None:
-        """Applies what a delivery brought, cut where the build is to stop and where history ends."""
+        """Applies what a delivery brought, cut where the build is to stop and history ends."""
         if covered <= self.position:
             return
         view = self.view
@@ -267,7 +267,7 @@ class SegmentRunner:
             "entity_id": row[8],
             "event_type": names.event_types[row[5]].name,
         }
-        error = self._described(cause) | about
+        error = self._described(self._applier.judge(row, cause)) | about
         if self.view.on_poison == "park":
             kept = (
                 row[0], self.view.segment, about["entity_type"], about["entity_id"],
@@ -313,8 +313,6 @@ class SegmentRunner:
             if cause.sqlstate:
                 extra["sqlstate"] = cause.sqlstate
             where = self._line(cause) or where
-        elif isinstance(cause, UndecodablePayload):
-            code, message, where = "UNDECODABLE", str(cause), ""
         elif isinstance(cause, EverstateError):
             code, message, where = cause.code, cause.message, ""
         if where:
@@ -335,6 +333,10 @@ class SegmentRunner:
                     line = handler.statements[int(number) - 1].line
                     return f"{self.definition.origin}:{line}"
         return self.definition.origin
+
+
+async def _next(deliveries: AsyncIterator[Delivery]) -> Delivery:
+    return await anext(deliveries)
 
 
 def heartbeat_of(lease_term: timedelta) -> timedelta:

@@ -13,5 +13,5 @@ FROM p JOIN everstate.projection_builds b ON b.name = p.name
 WHERE c.name = $1 AND c.version = $2 AND c.build = $3 AND c.segment = $4
   AND c.position = $5 AND c.state = 'running'
   AND b.version = $2 AND b.build = $3 AND b.state IN ('building', 'ready', 'live', 'previous')
-  AND $6 <= coalesce(b.stop_position, $6)
+  AND (b.stop_position IS NULL OR $6 <= b.stop_position OR b.stop_until <= clock_timestamp())
 RETURNING c.position

@@ -2,7 +2,8 @@
 -- last one seen ('' and zeros: from the beginning), $5 rows at most.
 -- Row: `projections.store.Runnable`. Index: projection_checkpoints_pkey.
 SELECT c.name, c.version, c.build, c.segment, c.first_slice, c.last_slice, c.position, b.state,
-  b.schema_name, b.role_name, b.target_position, b.stop_position, v.kind, v.digest, v.on_poison,
+  b.schema_name, b.role_name, b.target_position,
+  CASE WHEN b.stop_until > clock_timestamp() THEN b.stop_position END AS stop_position, v.kind, v.digest, v.on_poison,
   l.name AS log
 FROM everstate.projection_checkpoints c
 JOIN everstate.projections p ON p.name = c.name AND NOT p.paused

@@ -79,4 +79,14 @@ def test_no_label_of_a_metric_is_for_an_id_or_a_payload() -> None:
         for metric in telemetry.REGISTRY._collector_to_names
         for label in getattr(metric, "_labelnames", ())
     }
-    assert labels <= {"log", "group", "reason", "call", "state", "method", "status"}
+    assert labels <= {
+        "log",
+        "group",
+        "reason",
+        "call",
+        "state",
+        "method",
+        "status",
+        "projection",
+        "version",
+    }

@@ -133,7 +133,7 @@ async def test_an_unknown_log_is_refused_and_so_is_another_log(database: Databas
         ("bigint NOT NULL", "bigit NOT NULL", 'files.sql:3: type "bigit" does not exist'),
         ("INSERT INTO files", "INSERT INTO fils", 'files.sql:5: relation "fils" does not exist'),
         ("excluded.changes", "excluded.chnges", "files.sql:6: column excluded.chnges does not"),
-        ("VALUES (:meta.entity_id, :data.n)", "SELECT :meta.entity_id, 1, :data.n", "files.sql:5: "),
+        ("VALUES (:meta.entity_id, :data.n)", "SELECT :meta.entity_id, 1, 2", "files.sql:5: "),
         ("path = :meta.entity_id", "pth = :meta.entity_id", 'files.sql:8: column "pth" does not'),
         ("CREATE TABLE files", "CREATE TABLE public.files", "files.sql:3: permission denied"),
         ("CREATE TABLE files", "CREATE TABLE everstate.files", "files.sql:3: permission denied"),
@@ -197,6 +197,5 @@ async def test_readers_may_read_the_views_and_nothing_else(any_database: Databas
             "INSERT INTO rm_files.files VALUES ('a', 1)", "CREATE TABLE rm_files.x (a int)",
         ):  # fmt: skip
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
-                async with connection.transaction():
-                    await connection.execute(f"SET LOCAL ROLE {reader}")
-                    await connection.execute(statement)
+                await connection.execute(f"BEGIN; SET LOCAL ROLE {reader}; {statement}")
+            await connection.execute("ROLLBACK")
