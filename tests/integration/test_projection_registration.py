@@ -131,8 +131,8 @@ async def test_an_unknown_log_is_refused_and_so_is_another_log(database: Databas
     ("old", "new", "message"),
     [
         ("bigint NOT NULL", "bigit NOT NULL", 'files.sql:3: type "bigit" does not exist'),
-        ("INSERT INTO files", "INSERT INTO fils", 'files.sql:5: relation "fils" does not exist'),
-        ("excluded.changes", "excluded.chnges", "files.sql:6: column excluded.chnges does not"),
+        ("INSERT INTO files", "INSERT INTO filez", 'files.sql:5: relation "filez" does not exist'),
+        ("excluded.changes", "excluded.changez", "files.sql:6: column excluded.changez does not"),
         ("VALUES (:meta.entity_id, :data.n)", "SELECT :meta.entity_id, 1, 2", "files.sql:5: "),
         ("path = :meta.entity_id", "pth = :meta.entity_id", 'files.sql:8: column "pth" does not'),
         ("CREATE TABLE files", "CREATE TABLE public.files", "files.sql:3: permission denied"),
