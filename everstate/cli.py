@@ -26,6 +26,7 @@ from everstate.commands import (
     log,
     serve,
     token,
+    work,
 )
 from kernel import errors as e
 
@@ -90,7 +91,7 @@ def options(
     """Everstate: the datastore of stateful services."""
 
 
-for room in (dev, serve, admin, database, data, log, entity, group, descriptor, token):
+for room in (dev, serve, work, admin, database, data, log, entity, group, descriptor, token):
     room.register(app)
 
 

@@ -56,6 +56,28 @@ class AdminSettings(DatabaseChoice):
     )
 
 
+class WorkerSettings(DatabaseChoice):
+    """A worker (`everstate work`)."""
+
+    worker_metrics_port: int = Field(
+        7491, ge=0, le=65535, description="Metrics and health port; 0: any free one."
+    )
+    app: Path | None = Field(
+        None,
+        description="everstate.toml or pyproject.toml of your code, or its folder; not set: here.",
+    )
+    database_connections: int = Field(
+        8, ge=2, le=200, description="Most connections to the database."
+    )
+    lease_seconds: float = Field(
+        10.0, ge=1, le=300, description="Within this a worker that was killed is replaced."
+    )
+    drain_seconds: float = Field(10.0, ge=0, description="How long a batch may finish at a stop.")
+    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Log level.")
+    log_json: bool = Field(True, description="Logs as JSON lines; else as text.")
+    dev: bool = Field(False, description="Set by `everstate dev`: unsafe servers only warn.")
+
+
 class NodeSettings(DatabaseChoice):
     """A journal node (`everstate serve`)."""
 
@@ -111,6 +133,16 @@ def load_node_settings(**overrides: object) -> NodeSettings:
 
     """
     return _load(NodeSettings, overrides)
+
+
+def load_worker_settings(**overrides: object) -> WorkerSettings:
+    """Settings from the environment; ``overrides`` that are not None win.
+
+    Raises:
+        ConfigurationError: names the variable and what is wrong with it.
+
+    """
+    return _load(WorkerSettings, overrides)
 
 
 def load_admin_settings(**overrides: object) -> AdminSettings:

@@ -17,7 +17,7 @@ from typer.main import get_command
 
 from admin_ui.errors import STATUSES
 from everstate.cli import EXIT_CODES, app
-from everstate.settings import AdminSettings, DatabaseChoice, NodeSettings
+from everstate.settings import AdminSettings, DatabaseChoice, NodeSettings, WorkerSettings
 from kernel import errors as tree
 from kernel import telemetry
 from sidecar_api.errors import CODES
@@ -69,7 +69,8 @@ def settings() -> Iterator[str]:
     yield ""
     yield "## The database"
     yield ""
-    yield "Used by every command that opens the database: `migrate`, `serve` and `admin`."
+    yield "Used by every command that opens the database: `migrate`, `serve`, `work` and"
+    yield "`admin`."
     yield ""
     yield from _fields(DatabaseChoice.model_fields)
     yield "## A journal node"
@@ -78,6 +79,11 @@ def settings() -> Iterator[str]:
     yield ""
     shared = DatabaseChoice.model_fields
     yield from _fields({k: v for k, v in NodeSettings.model_fields.items() if k not in shared})
+    yield "## A worker"
+    yield ""
+    yield "`everstate work`; `everstate dev` hands them on to the worker that it starts."
+    yield ""
+    yield from _fields({k: v for k, v in WorkerSettings.model_fields.items() if k not in shared})
     yield "## The admin"
     yield ""
     yield "`everstate admin`; `everstate dev` hands them on to the admin that it starts."

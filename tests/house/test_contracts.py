@@ -21,6 +21,7 @@ from everstate.settings import (
     AdminSettings,
     DatabaseChoice,
     NodeSettings,
+    WorkerSettings,
     client_environment,
     is_loopback,
 )
@@ -106,6 +107,18 @@ def test_the_admin_listens_on_7480_of_loopback_and_the_cli_looks_there() -> None
     assert AdminSettings().admin_port == 7480
     assert options("admin")["--host"].default == "127.0.0.1"
     assert control.target() == control.Target("127.0.0.1", 7480)
+
+
+def test_a_worker_has_its_metrics_on_7491_of_loopback_and_finds_user_code_by_a_variable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("EVERSTATE_WORKER_METRICS_PORT", raising=False)
+    assert WorkerSettings().worker_metrics_port == 7491
+    assert options("work")["--host"].default == "127.0.0.1"
+    monkeypatch.setenv("EVERSTATE_WORKER_METRICS_PORT", "1234")
+    monkeypatch.setenv("EVERSTATE_APP", "/some/everstate.toml")
+    settings = WorkerSettings()
+    assert (settings.worker_metrics_port, str(settings.app)) == (1234, "/some/everstate.toml")
 
 
 def test_the_admin_s_address_and_token_come_from_these_variables(

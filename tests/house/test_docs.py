@@ -14,7 +14,7 @@ import pytest
 from typer.main import get_command
 
 from everstate.cli import app
-from everstate.settings import AdminSettings, NodeSettings
+from everstate.settings import AdminSettings, NodeSettings, WorkerSettings
 from sidecar_api.server import NodeServer
 
 ROOT = Path(__file__).parents[2]
@@ -137,6 +137,7 @@ def known_variables() -> set[str]:
         for name in re.findall(r"\bEVERSTATE_[A-Z][A-Z_]*[A-Z]\b", path.read_text(encoding="utf-8"))
     }
     fields = NodeSettings.model_fields.keys() | AdminSettings.model_fields.keys()
+    fields |= WorkerSettings.model_fields.keys()
     return in_code | {f"EVERSTATE_{name.upper()}" for name in fields}
 
 

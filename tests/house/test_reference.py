@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from everstate.settings import AdminSettings, NodeSettings
+from everstate.settings import AdminSettings, NodeSettings, WorkerSettings
 from kernel import telemetry
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +47,11 @@ def test_a_page_that_the_code_left_behind_is_found(
 
 def test_every_setting_and_metric_has_its_row(reference: ModuleType) -> None:
     settings, metrics = reference.page("settings.md"), reference.page("metrics.md")
-    for name, field in [*NodeSettings.model_fields.items(), *AdminSettings.model_fields.items()]:
+    for name, field in [
+        *NodeSettings.model_fields.items(),
+        *AdminSettings.model_fields.items(),
+        *WorkerSettings.model_fields.items(),
+    ]:
         assert f"| `{field.validation_alias or 'EVERSTATE_' + name.upper()}` |" in settings
         assert field.description, name
     for family in telemetry.REGISTRY.collect():

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
-from typing import Any
 
 import pytest
 
 from journal.store import StoreJournal
 from kernel.database import Database, DatabaseSettings
-from kernel.errors import Conflict, DeadlineExceeded, InvalidArgument, NotFound, Unavailable
+from kernel.errors import DeadlineExceeded, InvalidArgument, NotFound
 from projections import control
-from projections.model import ProjectedEvent, Projection, StatementError, Tx
+from projections.model import ProjectedEvent, Projection, Tx
 from tests.projecting import (
     Totals,
     append,
@@ -41,22 +40,6 @@ async def any_journal(any_database_url: str) -> AsyncIterator[StoreJournal]:
     async with journal_on(database) as opened:
         yield opened
     await database.close()
-
-
-async def status(database: Database, name: str) -> str:
-    return (await control.get_projection(database, name)).status
-
-
-async def halted(database: Database, name: str) -> Any:
-    """The error of the first halted segment, once there is one."""
-
-    async def is_halted() -> bool:
-        return await status(database, name) == "halted"
-
-    await eventually_async(is_halted, "the segment halts")
-    row = await control.get_projection(database, name)
-    segments = await control.list_segments(database, name, row.version, row.build)
-    return next(s for s in segments if s.state == "halted")
 
 
 async def test_invariant_7_tables_equal_a_fold_of_history_and_of_what_comes_live(
@@ -270,206 +253,6 @@ async def test_two_workers_share_the_segments_and_a_closed_one_hands_over_at_onc
         last = await fill(journal, 200)
         await reached(journal.database, "counts", last)
     assert await table(journal.database) == await folded(journal)
-
-
-# -- poison --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("payload", "code", "where", "message"),
-    [
-        (b"{not json", "UNDECODABLE", None, "is not JSON"),
-        (b"\xff\xfe", "UNDECODABLE", None, "JSON"),
-        (b'{"n": "abc"}', "STATEMENT", "counts.sql:6", "invalid input syntax for type numeric"),
-        (b'{"n": 1.5}', "STATEMENT", "counts.sql:6", "invalid input syntax for type bigint"),
-    ],
-)
-async def test_a_poison_event_halts_its_segment_with_the_reason_and_what_came_before_is_applied(
-    journal: StoreJournal, payload: bytes, code: str, where: str | None, message: str
-) -> None:
-    await fill(journal, 250)
-    bad = await append(journal, "bad", ("Added", payload))
-    last = await fill(journal, 50)
-    async with working(journal, counts()):
-        segment = await halted(journal.database, "counts")
-        assert segment.position == bad - 1
-        error = segment.error
-        assert (error["code"], error["position"], error["entity_id"]) == (code, bad, "bad")
-        assert error.get("where") == where
-        assert message in error["message"]
-        with pytest.raises(Conflict, match=f"halted after position {bad - 1}: "):
-            await reached(journal.database, "counts", last)
-        await reached(journal.database, "counts", bad - 1)
-        row = await control.get_projection(journal.database, "counts")
-        assert (row.status, row.events, row.halted) == ("halted", 250, 1)
-        # It tries again when told to, and halts again: nothing has changed.
-        await control.resume(journal.database, "counts")
-        assert (await halted(journal.database, "counts")).position == bad - 1
-
-
-async def test_a_halted_segment_goes_on_after_a_fix(journal: StoreJournal) -> None:
-    broken = True
-
-    class Fixed(Totals):
-        name = "totals"
-
-        async def apply(self, events: Sequence[ProjectedEvent], tx: Tx) -> None:
-            if broken and any(e.entity_id == "bad" for e in events):
-                raise ValueError("what a pity")
-            await super().apply(events, tx)
-
-    await fill(journal, 30)
-    bad = await append(journal, "bad", ("Added", {"n": 1}))
-    async with working(journal, python(Fixed)):
-        segment = await halted(journal.database, "totals")
-        assert segment.error["code"] == "EXCEPTION"
-        assert segment.error["message"] == "ValueError: what a pity"
-        assert segment.error["where"].rpartition(":")[0].endswith("test_projections.py")
-        broken = False
-        await control.resume(journal.database, "totals")
-        await reached(journal.database, "totals", bad)
-    assert await table(journal.database, "totals") == await folded(journal)
-
-
-async def test_poison_events_are_parked_when_the_policy_says_so_and_the_rest_is_applied(
-    any_journal: StoreJournal,
-) -> None:
-    journal = any_journal
-    parking = counts(("-- version: 1", "-- version: 1\n-- on poison: park"))
-    bad = []
-    for n in range(3):
-        await fill(journal, 40 * n + 1)
-        bad.append(await append(journal, f"bad{n}", ("Added", b'{"n": []}')))
-    last = await fill(journal, 10)
-    async with working(journal, parking):
-        await reached(journal.database, "counts", last)
-    parked = await control.list_parked(journal.database, "counts", 1, 1)
-    assert [(p.position, p.entity_type, p.entity_id, p.event_type) for p in parked] == [
-        (position, "thing", f"bad{n}", "Added") for n, position in enumerate(bad)
-    ]
-    assert all(p.error["sqlstate"] == "22P02" and p.attempts > 1 for p in parked)
-    row = await control.get_projection(journal.database, "counts")
-    assert (row.parked, row.status, row.position) == (3, "live", last)
-    table_now = await table(journal.database)
-    assert table_now.keys().isdisjoint({"bad0", "bad1", "bad2"})
-    page = await control.list_parked(journal.database, "counts", 1, 1, after=bad[0], limit=1)
-    assert [p.position for p in page] == [bad[1]]
-
-
-async def test_more_parked_events_than_the_limit_halt_the_segment(
-    journal: StoreJournal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("projections.segment.MAX_PARKED", 2)
-    parking = counts(("-- version: 1", "-- version: 1\n-- on poison: park"))
-    for _ in range(3):
-        last = await append(journal, "bad", ("Added", b"{"))
-    async with working(journal, parking):
-        segment = await halted(journal.database, "counts")
-    assert segment.position == last - 1
-    assert segment.error["message"].startswith("2 events are parked, which is the limit")
-
-
-async def test_a_database_that_is_away_or_slow_is_no_poison(journal: StoreJournal) -> None:
-    failures: list[str] = []
-
-    class Unlucky(Totals):
-        name = "totals"
-
-        async def apply(self, events: Sequence[ProjectedEvent], tx: Tx) -> None:
-            await super().apply(events, tx)
-            if len(failures) < 2:
-                failures.append("deadlock")
-                await tx.execute("DO $$ BEGIN RAISE 'x' USING ERRCODE = '40P01'; END $$")
-            elif len(failures) < 3:
-                failures.append("swallowed")
-                try:
-                    await tx.execute("DO $$ BEGIN RAISE 'x' USING ERRCODE = '40001'; END $$")
-                except Unavailable:
-                    raise ValueError("something else") from None
-
-    last = await fill(journal, 40)
-    async with working(journal, python(Unlucky)):
-        await reached(journal.database, "totals", last)
-    assert failures == ["deadlock", "deadlock", "swallowed"]
-    assert await table(journal.database, "totals") == await folded(journal)
-
-
-async def test_a_failed_statement_fails_the_batch_though_the_code_swallows_it(
-    journal: StoreJournal,
-) -> None:
-    class Swallowing(Totals):
-        name = "totals"
-
-        async def apply(self, events: Sequence[ProjectedEvent], tx: Tx) -> None:
-            with pytest.raises(StatementError, match="nothing_like_this"):
-                await tx.execute("SELECT nothing_like_this")
-
-    await append(journal, "a", ("Added", {}))
-    async with working(journal, python(Swallowing)):
-        segment = await halted(journal.database, "totals")
-    assert segment.error["code"] == "STATEMENT"
-    assert segment.position == 0
-
-
-# -- confinement ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("statement", "args", "sqlstate", "message"),
-    [
-        ("INSERT INTO rm_counts_v1.counts VALUES ('x', 1, 1)", (), "42501", "permission denied"),
-        ("DELETE FROM everstate.leases", (), "42501", "permission denied"),
-        ("SELECT * FROM everstate.events", (), "42501", "permission denied"),
-        ("CREATE TABLE public.x (a int)", (), "42501", "permission denied"),
-        ("CREATE SCHEMA other", (), "42501", "permission denied"),
-        ("COMMIT", (), "", "COMMIT is not allowed"),
-        ("SELECT 1; COMMIT; SELECT 1", (), "", "COMMIT is not allowed"),
-        ("RESET ROLE", (), "", "RESET is not allowed"),
-        ("SELECT set_config('role', 'none', true)", (), "", "set_config is not allowed"),
-        ("INSERT INTO totals VALUES ($1, 1, 1)", (), "42P02", "there is no parameter $1"),
-        ("INSERT INTO totals VALUES ($1, 1, 1)", ("a", 2), "", "expects 1 argument"),
-        ("INSERT INTO totals VALUES ($1, 1, 1)", (1,), "22000", "invalid input for query argument"),
-    ],
-)
-async def test_a_projection_cannot_write_elsewhere_nor_leave_its_transaction(
-    any_journal: StoreJournal,
-    statement: str,
-    args: tuple[object, ...],
-    sqlstate: str,
-    message: str,
-) -> None:
-    journal = any_journal
-
-    class Leaving(Totals):
-        name = "totals"
-
-        async def apply(self, events: Sequence[ProjectedEvent], tx: Tx) -> None:
-            await super().apply(events, tx)
-            await tx.execute(statement, *args)
-
-    await append(journal, "a", ("Added", {"n": 1}))
-    async with working(journal, counts(), python(Leaving)):
-        segment = await halted(journal.database, "totals")
-    assert segment.error["code"] == "STATEMENT"
-    assert segment.error.get("sqlstate", "") == sqlstate
-    assert message in segment.error["message"]
-    assert await table(journal.database, "totals") == {}, "nothing of the batch stayed"
-
-
-async def test_a_transaction_is_of_no_use_after_apply(journal: StoreJournal) -> None:
-    kept: list[Tx] = []
-
-    class Keeping(Totals):
-        name = "totals"
-
-        async def apply(self, events: Sequence[ProjectedEvent], tx: Tx) -> None:
-            kept.append(tx)
-
-    last = await append(journal, "a", ("Added", {"n": 1}))
-    async with working(journal, python(Keeping)):
-        await reached(journal.database, "totals", last)
-    with pytest.raises(RuntimeError, match="the transaction is over"):
-        await kept[0].execute("SELECT 1")
 
 
 # -- effects -------------------------------------------------------------------------------------
