@@ -413,6 +413,10 @@ async def test_anys_in_anys_are_bounded_though_each_is_parsed_for_itself() -> No
     value: Any = kind_of("shop.A", made)()
     value.any.MergeFromString(inner.SerializeToString())
     assert "is nested too deeply" in await reason(value, made)
+    few: Any = kind_of("shop.A", made)()
+    few.any.type_url, few.any.value = "x/shop.A", b"\x0a\x0a\x0a\x08x/shop.A"
+    assert (await decoded(few, made))["any"]["any"] == {"@type": "x/shop.A"}
+    assert "is nested too deeply" in await reason(few, made, limits=SchemaLimits(depth=3))
 
 
 async def test_a_small_payload_cannot_become_a_huge_value() -> None:
@@ -538,6 +542,13 @@ async def test_while_all_is_known_the_registry_is_looked_at_every_few_seconds_on
     for _ in range(10):
         await made.prepare([ADDED])
     assert (source.versions, source.loads) == (1, 1)
+
+
+async def test_a_type_that_is_new_to_the_decoder_is_loaded_at_once() -> None:
+    made, _ = watched(Source(CART))
+    await made.prepare([ADDED])
+    await made.prepare([("shop.ItemRemoved", PROTOBUF)])
+    assert made.decode("shop.ItemRemoved", PROTOBUF, 0, b"") == {"product_id": ""}
 
 
 async def test_a_changed_descriptor_is_used_soon() -> None:
