@@ -6,7 +6,7 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from benchmarks import appends, delivery, memory, reads
+from benchmarks import appends, delivery, memory, projections, reads
 from benchmarks.load import Sample
 from benchmarks.workspace import Workspace
 
@@ -95,6 +95,24 @@ GROUPS: tuple[tuple[Scenario, ...], ...] = (
         ),
         Scenario(
             "fanout_bare/50", "µs a delivery", delivery.bare_cpu, needs=("fanout_node/50",)
+        ),
+    ),
+    (
+        Scenario(
+            "project/upsert", _EVENTS, projections.upsert, projections.fill_log,
+            {"": "project/pyeventsourcing"},
+        ),
+        Scenario(
+            "project/upsert_python", _EVENTS, projections.upsert_python, projections.fill_log,
+            {"": "project/pyeventsourcing"},
+        ),
+        Scenario(
+            "project/pyeventsourcing", _EVENTS, projections.pyeventsourcing, projections.fill_peer
+        ),
+    ),
+    (
+        Scenario(
+            "rebuild/2_segments", "s", projections.catch_up, projections.fill_log, once=True
         ),
     ),
     (Scenario("load_entity/100", "loads/s", reads.load_entity, reads.make_entities),),

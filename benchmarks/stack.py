@@ -67,6 +67,24 @@ class Service:
         self.process.stop(_STOP)
 
 
+@dataclass(slots=True)
+class Worker:
+    """An `everstate work` process."""
+
+    process: BoundProcess
+    log: Path
+
+    def check(self) -> None:
+        """Raises `BenchmarkError` when it has ended."""
+        code = self.process.poll()
+        if code is not None:
+            raise BenchmarkError(f"ended with {code}: {_last_words(self.log)}")
+
+    def stop(self) -> None:
+        """Ends it gracefully."""
+        self.process.stop(_STOP)
+
+
 class Lines:
     """A process that takes commands and answers, a line of JSON each."""
 
@@ -132,6 +150,8 @@ class Stack:
         self._node: Service | None = None
         self._echo: Service | None = None
         self._peer: Lines | None = None
+        self._projection_peer: Lines | None = None
+        self._worker: Worker | None = None
         self._subscribers: Lines | None = None
         self._client: Client | None = None
         self._other_client: Client | None = None
@@ -202,13 +222,25 @@ class Stack:
     async def peer(self) -> Lines:
         """pyeventsourcing, on a database of its own."""
         if self._peer is None:
-            connection = await self.connection()
-            if not await connection.fetchval("SELECT 1 FROM pg_database WHERE datname = 'peer'"):
-                await connection.execute("CREATE DATABASE peer")
-            url = urlsplit(self.database.dsn())
-            host = parse_qs(url.query)["host"][0]
-            self._peer = self._lines("pyeventsourcing", host, url.username or "", "peer")
+            self._peer = await self._peer_of("pyeventsourcing", "peer")
         return self._peer
+
+    async def projection_peer(self) -> Lines:
+        """pyeventsourcing's projections, on a database of their own."""
+        if self._projection_peer is None:
+            self._projection_peer = await self._peer_of(
+                "pyeventsourcing_projection", "projection_peer"
+            )
+        return self._projection_peer
+
+    async def _peer_of(self, name: str, database: str) -> Lines:
+        connection = await self.connection()
+        found = "SELECT 1 FROM pg_database WHERE datname = $1"
+        if not await connection.fetchval(found, database):
+            await connection.execute(f"CREATE DATABASE {database}")
+        url = urlsplit(self.database.dsn())
+        host = parse_qs(url.query)["host"][0]
+        return self._lines(name, host, url.username or "", database)
 
     def subscribers(self) -> Lines:
         """Subscribers of whatever speaks the protocol, in one process."""
@@ -246,6 +278,23 @@ class Stack:
             _environment(EVERSTATE_DATABASE_URL=self.database.dsn()),
         )
 
+    def start_worker(self, app: Path) -> Worker:
+        """`everstate work` with the projections of a folder; `close` stops it when nobody did."""
+        log = self._log("worker")
+        with log.open("wb") as output:
+            process = spawn(
+                [*self._serve, "work"],
+                env=_environment(
+                    EVERSTATE_DATABASE_URL=self.database.dsn(),
+                    EVERSTATE_APP=str(app),
+                    EVERSTATE_WORKER_METRICS_PORT="0",
+                ),
+                cwd=ROOT, stdout=output, stderr=output,
+            )  # fmt: skip
+        self._worker = Worker(process, log)
+        self._stops.callback(self._worker.stop)
+        return self._worker
+
     def _log(self, name: str) -> Path:
         self._serial += 1
         return self.folder / f"{name}-{self._serial}.log"
@@ -278,8 +327,11 @@ class Stack:
         for role, service in (("node", self._node), ("echo", self._echo)):
             if service is not None:
                 pids[role] = service.pid
-        if self._peer is not None:
-            pids["pyeventsourcing"] = self._peer.process.pid
+        for peer in (self._peer, self._projection_peer):
+            if peer is not None:
+                pids["pyeventsourcing"] = peer.process.pid
+        if self._worker is not None and self._worker.process.poll() is None:
+            pids["worker"] = self._worker.process.pid
         if self._subscribers is not None:
             pids["subscribers"] = self._subscribers.process.pid
         return meter.read(pids, self.database.pid)

@@ -73,6 +73,11 @@ TARGETS: tuple[Target, ...] = (
         "≤ 1.5 × fanout_bare/50",
         lambda r, _: None if r.ratio is None else r.ratio <= 1.5,
     ),
+    Target("project/upsert", "≥ 10,000 events/s", lambda r, _: r.value >= 10_000),
+    _ratio("project/upsert", 5.0, "≥ 5 × project/pyeventsourcing"),
+    Target("project/upsert_python", "≥ 10,000 events/s", lambda r, _: r.value >= 10_000),
+    _ratio("project/upsert_python", 5.0, "≥ 5 × project/pyeventsourcing"),
+    Target("rebuild/2_segments", "≤ 90 s", lambda r, _: r.value <= 90),
     _at_most("rss/flood", 250, "MB"),
     _at_most("rss/slow_readers", 250, "MB"),
 )

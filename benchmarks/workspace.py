@@ -28,6 +28,9 @@ class Workspace:
     fanout: int = 0
     """Events of the newest round of fanout_node/50."""
     read_log: str = ""
+    project_log: str = ""
+    peer_events: int = 0
+    """Events that pyeventsourcing has for its projection."""
     entities: list[str] = field(default_factory=list)
     raw: RawAppender | None = None
     statements: dict[str, Any] = field(default_factory=dict)

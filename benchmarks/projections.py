@@ -1,0 +1,299 @@
+"""Projections: an upsert, beside pyeventsourcing's runner, and a million events from the start."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from pathlib import Path
+from typing import Self
+
+from benchmarks.load import BenchmarkError, Sample, ramp_of
+from benchmarks.stack import Worker
+from benchmarks.workspace import Workspace
+from kernel.ids import slice_of
+
+LOG = "bench_files"
+EVENTS, ENTITIES = 1_000_000, 10_000
+PAYLOAD_BYTES = 256
+PEER_EVENTS = 60_000
+START_SECONDS, REBUILD_SECONDS = 60.0, 600.0
+TICK_SECONDS = 0.01
+
+_serial = itertools.count(1)
+
+#: What both sides count; event n is of file n mod 10,000.
+ADDED, DELETED = "(p % 97)", "(p % 13)"
+
+# A log as appends would have left it, in bulk; it passes `everstate log verify`, which is run.
+# $1 log, $2 entity ids in the order of their first events, $3 their slices.
+FILL = (
+    "INSERT INTO everstate.entity_types (name) VALUES ('file') ON CONFLICT DO NOTHING",
+    """
+    INSERT INTO everstate.event_types (name, content_type)
+    VALUES ('FileChanged', 'application/json') ON CONFLICT DO NOTHING
+    """,
+    f"""
+    INSERT INTO everstate.entities (entity_key, last_seq, event_count, first_position,
+      last_position, log_id, type_id, slice, entity_id)
+    SELECT e.k, n.count, n.count, e.k, e.k + (n.count - 1) * {ENTITIES}, $1,
+      (SELECT type_id FROM everstate.entity_types WHERE name = 'file'), e.slice, e.id
+    FROM unnest($2::text[], $3::int[]) WITH ORDINALITY e (id, slice, k),
+      LATERAL (SELECT ({EVENTS} - e.k) / {ENTITIES} + 1 AS count) n
+    """,
+    f"""
+    INSERT INTO everstate.events (position, entity_key, seq, recorded_at, prev_position, event_id,
+      log_id, type_id, entity_type_id, slice, flags, entity_id, payload)
+    SELECT p, e.k, (p - 1) / {ENTITIES} + 1,
+      timestamptz '2026-01-01Z' + (p - 1) / 100 * interval '1 second',
+      CASE WHEN p > {ENTITIES} THEN p - {ENTITIES} END, gen_random_uuid(), $1,
+      (SELECT type_id FROM everstate.event_types WHERE name = 'FileChanged'
+         AND content_type = 'application/json'),
+      (SELECT type_id FROM everstate.entity_types WHERE name = 'file'), e.slice, 0, e.id,
+      convert_to(rpad(format('{{"added":%s,"deleted":%s,"filler":"', {ADDED}, {DELETED}),
+        {PAYLOAD_BYTES - 2}, 'x') || '"}}', 'UTF8')
+    FROM generate_series($4::bigint, $5::bigint) p
+    JOIN unnest($2::text[], $3::int[]) WITH ORDINALITY e (id, slice, k)
+      ON e.k = (p - 1) % {ENTITIES} + 1
+    """,
+    f"""
+    INSERT INTO everstate.batches (log_id, last_position, first_position, recorded_at,
+      last_entity_key, bytes_total, node)
+    SELECT $1, p, p - 99, timestamptz '2026-01-01Z' + (p - 100) / 100 * interval '1 second',
+      least(p, {ENTITIES}), p * {PAYLOAD_BYTES}, 'benchmark'
+    FROM generate_series(100, {EVENTS}, 100) p
+    """,
+    """
+    UPDATE everstate.batches SET recorded_at = '2026-01-01Z'
+    WHERE log_id = $1 AND last_position = 0
+    """,
+)
+
+# An SQL-only projection, as a user would write it.
+PROJECTION = """\
+-- projection: {name}
+-- version: 1
+-- log: {log}
+-- entity types: file
+-- segments: {segments}
+CREATE TABLE files (
+  path    text PRIMARY KEY,
+  changes bigint NOT NULL,
+  added   bigint NOT NULL,
+  deleted bigint NOT NULL
+);
+
+-- on: FileChanged
+INSERT INTO files AS f VALUES (:meta.entity_id, 1, (:data.added)::bigint, (:data.deleted)::bigint)
+ON CONFLICT (path) DO UPDATE
+SET changes = f.changes + 1, added = f.added + EXCLUDED.added,
+    deleted = f.deleted + EXCLUDED.deleted;
+"""
+
+PYTHON = """\
+from everstate.projections import Projection
+
+
+class Files(Projection):
+    name = "{name}"
+    version = 1
+    log = "{log}"
+    entity_types = ("file",)
+    event_types = ("FileChanged",)
+    segments = {segments}
+    tables = '''
+    CREATE TABLE files (
+      path    text PRIMARY KEY,
+      changes bigint NOT NULL,
+      added   bigint NOT NULL,
+      deleted bigint NOT NULL
+    );
+    '''
+
+    async def apply(self, events, tx):
+        await tx.executemany(
+            '''
+            INSERT INTO files AS f VALUES ($1, 1, $2, $3)
+            ON CONFLICT (path) DO UPDATE
+            SET changes = f.changes + 1, added = f.added + EXCLUDED.added,
+                deleted = f.deleted + EXCLUDED.deleted
+            ''',
+            [(e.entity_id, e.data["added"], e.data["deleted"]) for e in events],
+        )
+"""
+
+
+async def fill_log(space: Workspace) -> None:
+    """A log of 1,000,000 events of 10,000 files; proved by `everstate log verify`'s call."""
+    if space.project_log:
+        return
+    await space.stack.client.create_log(LOG)
+    connection = await space.stack.connection()
+    log_id = await connection.fetchval("SELECT log_id FROM everstate.logs WHERE name = $1", LOG)
+    names = [f"src/file{k}" for k in range(ENTITIES)]
+    slices = [slice_of("file", name) for name in names]
+    kinds, events, entities, batches, first = FILL[:2], FILL[3], FILL[2], FILL[4], FILL[5]
+    async with connection.transaction():
+        for statement in kinds:
+            await connection.execute(statement)
+        await connection.execute(entities, log_id, names, slices)
+        for low in range(1, EVENTS + 1, 100_000):
+            await connection.execute(events, log_id, names, slices, low, low + 99_999)
+        await connection.execute(batches, log_id)
+        await connection.execute(first, log_id)
+    # As autovacuum would at a moment of its own choice, in the middle of a round.
+    await connection.execute("VACUUM (ANALYZE) everstate.events")
+    await connection.execute("VACUUM (ANALYZE) everstate.entities")
+    report = None
+    async for progress in space.stack.client.verify(LOG):
+        report = progress.report or report
+    if report is None or not report.ok or report.events != EVENTS:
+        raise BenchmarkError(f"the log that was filled is not a true one: {report}")
+    space.project_log = LOG
+
+
+class Projected:
+    """A fresh projection in a folder of its own, and the worker that fills it."""
+
+    def __init__(self, space: Workspace, template: str, segments: int) -> None:
+        self._space = space
+        self.name = f"bench{next(_serial)}"
+        self._folder = Path(space.stack.folder, f"app-{self.name}")
+        self._folder.mkdir()
+        text = template.format(name=self.name, log=LOG, segments=segments)
+        module = f"projection_{self.name}"
+        entry = "sql/" if template is PROJECTION else module
+        (self._folder / "everstate.toml").write_text(f'projections = ["{entry}"]\n')
+        if template is PROJECTION:
+            (self._folder / "sql").mkdir()
+            (self._folder / "sql" / "files.sql").write_text(text)
+        else:
+            (self._folder / f"{module}.py").write_text(text)
+        self.worker: Worker | None = None
+
+    async def __aenter__(self) -> Self:
+        self.worker = self._space.stack.start_worker(self._folder)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self.worker is not None:
+            await asyncio.to_thread(self.worker.stop)
+
+    async def position(self) -> int:
+        """Everything up to here has been applied by all segments."""
+        connection = await self._space.stack.connection()
+        position: int | None = await connection.fetchval(
+            "SELECT min(position) FROM everstate.projection_checkpoints WHERE name = $1", self.name
+        )
+        return position or 0
+
+    async def events(self) -> int:
+        """How many events all segments have applied."""
+        connection = await self._space.stack.connection()
+        return int(
+            await connection.fetchval(
+                "SELECT coalesce(sum(events), 0) FROM everstate.projection_checkpoints"
+                " WHERE name = $1",
+                self.name,
+            )
+        )
+
+    async def reach(self, position: int, seconds: float) -> None:
+        """Waits until it has come so far. Raises `BenchmarkError` when it does not."""
+        deadline = time.perf_counter() + seconds
+        while await self.position() < position:
+            if self.worker is not None:
+                self.worker.check()
+            if time.perf_counter() > deadline:
+                raise BenchmarkError(
+                    f"the projection is at {await self.position()} after {seconds:g} s"
+                )
+            await asyncio.sleep(TICK_SECONDS)
+
+    async def check(self) -> int:
+        """Compares the table with a fold of the log up to each segment's checkpoint, file by file;
+        returns how many events are in it. The worker has to stand still.
+
+        Raises:
+            BenchmarkError: they differ.
+
+        """
+        connection = await self._space.stack.connection()
+        row = await connection.fetchrow(
+            f"""
+            WITH due AS (
+              SELECT e.entity_id AS path, count(*) AS changes, sum(p % 97) AS added,
+                sum(p % 13) AS deleted
+              FROM everstate.projection_checkpoints c
+              JOIN everstate.entities e ON e.log_id = (
+                SELECT log_id FROM everstate.logs WHERE name = $2)
+                AND e.slice BETWEEN c.first_slice AND c.last_slice
+              CROSS JOIN LATERAL generate_series(
+                e.first_position, c.position, {ENTITIES}) p
+              WHERE c.name = $1
+              GROUP BY e.entity_id)
+            SELECT count(*) FILTER (WHERE (d.changes, d.added, d.deleted)
+                IS DISTINCT FROM (f.changes, f.added, f.deleted)) AS wrong,
+              coalesce(sum(f.changes), 0)::bigint AS events
+            FROM due d FULL JOIN rm_{self.name}.files f USING (path)
+            """,
+            self.name,
+            LOG,
+        )
+        if row["wrong"]:
+            raise BenchmarkError(f"{row['wrong']} of {ENTITIES} rows are not what a fold gives")
+        found: int = row["events"]
+        return found
+
+
+async def _upsert(space: Workspace, seconds: float, template: str) -> Sample:
+    async with Projected(space, template, 1) as projected:
+        await projected.reach(1, START_SECONDS)
+        await asyncio.sleep(ramp_of(seconds))
+        before, began = await projected.events(), time.perf_counter()
+        await asyncio.sleep(seconds)
+        after, took = await projected.events(), time.perf_counter() - began
+        if after >= EVENTS:
+            raise BenchmarkError("the log is too short for rounds of this length")
+    events = await projected.check()
+    return Sample((after - before) / took, operations=events)
+
+
+async def upsert(space: Workspace, seconds: float) -> Sample:
+    """An SQL-only projection with one segment; events applied in a window after the first ones."""
+    return await _upsert(space, seconds, PROJECTION)
+
+
+async def upsert_python(space: Workspace, seconds: float) -> Sample:
+    """The same in Python, a row of arguments an event."""
+    return await _upsert(space, seconds, PYTHON)
+
+
+async def fill_peer(space: Workspace) -> None:
+    """The peer's own events."""
+    peer = await space.stack.projection_peer()
+    if not space.peer_events:
+        peer.send({"do": "fill", "events": PEER_EVENTS})
+        space.peer_events = (await peer.answer())["events"]
+
+
+async def pyeventsourcing(space: Workspace, seconds: float) -> Sample:
+    """pyeventsourcing's ProjectionRunner with an equivalent view, over its own events."""
+    peer = await space.stack.projection_peer()
+    peer.send({"do": "run", "seconds": seconds})
+    answer = await peer.answer()
+    return Sample(answer["value"], operations=answer["operations"])
+
+
+async def catch_up(space: Workspace, seconds: float) -> Sample:  # noqa: ARG001 - as long as it takes
+    """A fresh SQL-only projection with two segments, from its first event to the head."""
+    async with Projected(space, PROJECTION, 2) as projected:
+        await projected.reach(1, START_SECONDS)
+        first, began = await projected.events(), time.perf_counter()
+        await projected.reach(EVENTS, REBUILD_SECONDS)
+        took = time.perf_counter() - began
+    events = await projected.check()
+    if events != EVENTS:
+        raise BenchmarkError(f"{events} of {EVENTS} events are in the table")
+    note = f"{(EVENTS - first) / took:,.0f} events/s"
+    return Sample(took, operations=events, note=note)
