@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
+from benchmarks import meter
 from benchmarks.load import BenchmarkError, Sample, ramp_of
 from benchmarks.stack import Worker
 from benchmarks.workspace import Workspace
+from kernel.database import Database, DatabaseSettings
 from kernel.ids import slice_of
+from projections import control
 
 LOG = "bench_files"
 EVENTS, ENTITIES = 1_000_000, 10_000
@@ -179,29 +183,41 @@ class Projected:
         if self.worker is not None:
             await asyncio.to_thread(self.worker.stop)
 
+    def cpu(self) -> float:
+        """CPU seconds of the worker so far."""
+        reading = meter.read({"it": self.worker.process.pid}, None) if self.worker else None
+        return reading.roles["it"] if reading else 0.0
+
     async def position(self) -> int:
-        """Everything up to here has been applied by all segments."""
-        connection = await self._space.stack.connection()
-        position: int | None = await connection.fetchval(
-            "SELECT min(position) FROM everstate.projection_checkpoints WHERE name = $1", self.name
-        )
-        return position or 0
+        """Everything up to here has been applied by all segments of the live build."""
+        return (await self._live())["position"] or 0
 
     async def events(self) -> int:
-        """How many events all segments have applied."""
+        """How many events the segments of the live build have applied."""
+        return int((await self._live())["events"])
+
+    async def build(self) -> int:
+        """Which build readers see; 0: it is not registered yet."""
+        return (await self._live())["build"] or 0
+
+    async def _live(self) -> Any:
         connection = await self._space.stack.connection()
-        return int(
-            await connection.fetchval(
-                "SELECT coalesce(sum(events), 0) FROM everstate.projection_checkpoints"
-                " WHERE name = $1",
-                self.name,
-            )
+        return await connection.fetchrow(
+            """
+            SELECT max(p.live_build) AS build, min(c.position) AS position,
+              coalesce(sum(c.events), 0) AS events
+            FROM everstate.projections p
+            JOIN everstate.projection_checkpoints c
+              ON (c.name, c.version, c.build) = (p.name, p.live_version, p.live_build)
+            WHERE p.name = $1
+            """,
+            self.name,
         )
 
-    async def reach(self, position: int, seconds: float) -> None:
-        """Waits until it has come so far. Raises `BenchmarkError` when it does not."""
+    async def until(self, done: Callable[[], Awaitable[bool]], seconds: float) -> None:
+        """Waits until it is so. Raises `BenchmarkError` when that takes longer."""
         deadline = time.perf_counter() + seconds
-        while await self.position() < position:
+        while not await done():
             if self.worker is not None:
                 self.worker.check()
             if time.perf_counter() > deadline:
@@ -209,6 +225,14 @@ class Projected:
                     f"the projection is at {await self.position()} after {seconds:g} s"
                 )
             await asyncio.sleep(TICK_SECONDS)
+
+    async def reach(self, position: int, seconds: float) -> None:
+        """Waits until it has come so far."""
+
+        async def there() -> bool:
+            return await self.position() >= position
+
+        await self.until(there, seconds)
 
     async def check(self) -> int:
         """Compares the table with a fold of the log up to each segment's checkpoint, file by file;
@@ -224,13 +248,15 @@ class Projected:
             WITH due AS (
               SELECT e.entity_id AS path, count(*) AS changes, sum(p % 97) AS added,
                 sum(p % 13) AS deleted
-              FROM everstate.projection_checkpoints c
+              FROM everstate.projections p0
+              JOIN everstate.projection_checkpoints c
+                ON (c.name, c.version, c.build) = (p0.name, p0.live_version, p0.live_build)
               JOIN everstate.entities e ON e.log_id = (
                 SELECT log_id FROM everstate.logs WHERE name = $2)
                 AND e.slice BETWEEN c.first_slice AND c.last_slice
               CROSS JOIN LATERAL generate_series(
                 e.first_position, c.position, {ENTITIES}) p
-              WHERE c.name = $1
+              WHERE p0.name = $1
               GROUP BY e.entity_id)
             SELECT count(*) FILTER (WHERE (d.changes, d.added, d.deleted)
                 IS DISTINCT FROM (f.changes, f.added, f.deleted)) AS wrong,
@@ -250,13 +276,17 @@ async def _upsert(space: Workspace, seconds: float, template: str) -> Sample:
     async with Projected(space, template, 1) as projected:
         await projected.reach(1, START_SECONDS)
         await asyncio.sleep(ramp_of(seconds))
+        cpu = projected.cpu()
         before, began = await projected.events(), time.perf_counter()
         await asyncio.sleep(seconds)
         after, took = await projected.events(), time.perf_counter() - began
+        cpu = projected.cpu() - cpu
         if after >= EVENTS:
             raise BenchmarkError("the log is too short for rounds of this length")
     events = await projected.check()
-    return Sample((after - before) / took, operations=events)
+    applied = max(1, after - before)
+    note = f"worker {cpu / applied * 1e6:.0f} µs an event; table equal to a fold"
+    return Sample(applied / took, operations=events, note=note)
 
 
 async def upsert(space: Workspace, seconds: float) -> Sample:
@@ -285,15 +315,30 @@ async def pyeventsourcing(space: Workspace, seconds: float) -> Sample:
     return Sample(answer["value"], operations=answer["operations"])
 
 
-async def catch_up(space: Workspace, seconds: float) -> Sample:  # noqa: ARG001 - as long as it takes
-    """A fresh SQL-only projection with two segments, from its first event to the head."""
+async def rebuild(space: Workspace, seconds: float) -> Sample:  # noqa: ARG001 - its own length
+    """A projection with two segments, live and caught up, is rebuilt from the first event beside
+    itself: from the order until readers see the new build.
+    """
     async with Projected(space, PROJECTION, 2) as projected:
         await projected.reach(1, START_SECONDS)
         first, began = await projected.events(), time.perf_counter()
         await projected.reach(EVENTS, REBUILD_SECONDS)
-        took = time.perf_counter() - began
+        rate = (EVENTS - first) / (time.perf_counter() - began)
+        old = await projected.build()
+
+        async def switched() -> bool:
+            return await projected.build() > old
+
+        database = await Database.open(DatabaseSettings(space.stack.database.dsn()))
+        try:
+            began = time.perf_counter()
+            await control.rebuild(database, projected.name, auto_switch=True)
+            await projected.until(switched, REBUILD_SECONDS)
+            took = time.perf_counter() - began
+        finally:
+            await database.close()
     events = await projected.check()
     if events != EVENTS:
         raise BenchmarkError(f"{events} of {EVENTS} events are in the table")
-    note = f"{(EVENTS - first) / took:,.0f} events/s"
+    note = f"{EVENTS / took:,.0f} events/s; the first build {rate:,.0f}; table equal to a fold"
     return Sample(took, operations=events, note=note)

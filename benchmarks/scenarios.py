@@ -112,7 +112,7 @@ GROUPS: tuple[tuple[Scenario, ...], ...] = (
     ),
     (
         Scenario(
-            "rebuild/2_segments", "s", projections.catch_up, projections.fill_log, once=True
+            "rebuild/2_segments", "s", projections.rebuild, projections.fill_log, once=True
         ),
     ),
     (Scenario("load_entity/100", "loads/s", reads.load_entity, reads.make_entities),),
