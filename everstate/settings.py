@@ -73,6 +73,12 @@ class WorkerSettings(DatabaseChoice):
         10.0, ge=1, le=300, description="Within this a worker that was killed is replaced."
     )
     drain_seconds: float = Field(10.0, ge=0, description="How long a batch may finish at a stop.")
+    previous_hours: float = Field(
+        24.0,
+        ge=0,
+        le=8760,
+        description="How long the build that was live before is kept up to date, for a rollback.",
+    )
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Log level.")
     log_json: bool = Field(True, description="Logs as JSON lines; else as text.")
     dev: bool = Field(False, description="Set by `everstate dev`: unsafe servers only warn.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -23,6 +23,7 @@ from kernel.members import membership, process_name
 from projections import registry
 from projections.registration import register
 from projections.segment import heartbeat_of
+from projections.upkeep import Replaying, Upkeep
 from projections.worker import Worker
 from projections.worker import WorkerSettings as Pace
 from schemas.descriptors import Decoder
@@ -77,11 +78,28 @@ async def worker(settings: WorkerSettings, host: str) -> AsyncIterator[RunningWo
                 database, journal.subscriptions, journal.names, decoder, definitions, pace,
                 name=process_name(),
             )  # fmt: skip
-            async with _working(database, journal, running, listener, host):
+            replaying = Replaying(database, journal, journal.names, lambda: running.runners)
+            running.duties.append(replaying.step)
+            upkeep = Upkeep(database, running.definition, timedelta(hours=settings.previous_hours))
+            async with (
+                _working(database, journal, running, listener, host),
+                _beside(upkeep.run()),
+            ):
                 yield RunningWorker(listener.getsockname()[1], len(definitions))
                 log.info("draining", seconds=settings.drain_seconds)
         finally:
             await database.close()
+
+
+@contextlib.asynccontextmanager
+async def _beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Runs ``work``, which never ends by itself, while inside."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager

@@ -154,6 +154,12 @@ group_parked = Gauge(
     ["group"],
     registry=REGISTRY,
 )
+rebuild_progress = Gauge(
+    "everstate_projection_rebuild_progress",
+    "How far a build of a projection is that is not live yet: 0 to 1.",
+    ["projection", "version", "build"],
+    registry=REGISTRY,
+)
 rpcs = Counter(
     "everstate_rpcs", "Finished gRPC calls, by method and status.", ["method", "status"],
     registry=REGISTRY,

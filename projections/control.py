@@ -15,9 +15,11 @@ import orjson
 from kernel import sql
 from kernel.database import Database
 from kernel.errors import Conflict, DeadlineExceeded, InvalidArgument, NotFound
+from projections import replay as replays
 from projections.compare import Comparison
 from projections.model import views_schema
 from projections.rebuild import SWITCH_WITHIN, Rebuilds
+from projections.replay import ReplayRow, Selection
 
 MAX_PAGE = 1_000
 MAX_REASON = 1_000
@@ -363,6 +365,45 @@ async def compare(
 
     """
     return await Rebuilds(database).compare(name, None if version is None else (version, build))
+
+
+async def replay(
+    database: Database,
+    name: str,
+    selection: Selection,
+    *,
+    reason: str,
+    principal: str = "",
+    rate: float | None = None,
+) -> ReplayRow:
+    """Orders that entities of the live build are deleted and made again from their events.
+
+    ``rate``: events a second for each segment; None: as fast as it goes, between batches.
+
+    Raises:
+        NotFound: there is none of this name. InvalidArgument: names the field and the limit.
+        Conflict: the projection does not say how an entity is deleted, or another replay runs.
+
+    """
+    return await replays.order(
+        database, name, selection, reason=reason, principal=principal, rate=rate
+    )
+
+
+async def get_replay(database: Database, name: str, replay_id: str) -> ReplayRow:
+    """A replay of a projection. Raises `NotFound`."""
+    return await replays.get(database, name, replay_id)
+
+
+async def list_replays(database: Database, name: str, limit: int = 100) -> list[ReplayRow]:
+    """The newest replays of a projection, newest first. Raises as `list_builds`."""
+    await get_projection(database, name)
+    return await replays.list_replays(database, name, limit)
+
+
+async def cancel_replay(database: Database, name: str, replay_id: str) -> ReplayRow:
+    """Ends a replay after the entities it is at; its row. Raises `NotFound`."""
+    return await replays.cancel(database, name, replay_id)
 
 
 def not_found(name: str) -> NotFound:

@@ -25,6 +25,7 @@ from projections.model import (
     Segment,
     StatementError,
 )
+from projections.sqlfile import DELETE_ENTITY
 from projections.statements import check_confined
 from schemas.descriptors import Decoder
 
@@ -168,6 +169,22 @@ class Applier:
         except (Undecodable, UnknownType) as error:
             return error
         return cause
+
+    async def delete(self, tx: Transaction, entity_type: str, entity_id: str) -> None:
+        """Removes what an entity's events left, as the definition says. Raises as `apply`."""
+        try:
+            if self._columns is not None:
+                await tx.execute(DELETE_ENTITY, entity_type, entity_id)
+            else:
+                assert self._projection is not None
+                async with asyncio.timeout(APPLY_SECONDS):
+                    await self._projection.delete_entity(entity_type, entity_id, tx)
+        except Exception as error:
+            raise _judged(tx, error) from error
+        finally:
+            tx.close()
+        if tx.failure is not None:
+            raise _judged(tx, tx.failure)
 
     async def apply(self, tx: Transaction, prepared: Sequence[Any]) -> None:
         """Writes what `prepare` made.

@@ -43,6 +43,7 @@ EFFECT_SECONDS = 30.0
 _ADVANCE_SECONDS = 0.25
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.1, 5.0
 _LOOK_AGAIN = 0.1
+_BETWEEN_SECONDS = 0.5
 _MESSAGE_CHARS = 2_000
 
 
@@ -50,6 +51,18 @@ class Feed(Protocol):
     """Where rows come from: `journal.subscriptions.Subscriptions`."""
 
     def subscribe(self, name: str, query: SubscribeQuery) -> AsyncIterator[Delivery]: ...
+
+
+class Between(Protocol):
+    """What a runner does between two batches: `projections.replay.SegmentReplay`."""
+
+    @property
+    def is_due(self) -> bool: ...
+
+    @property
+    def ended(self) -> bool: ...
+
+    async def step(self, target: Target) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +91,7 @@ class SegmentRunner:
         self.position = view.position
         self.halted = False
         self.failing = ""
+        self.between: Between | None = None
         self._around = around
         self._applier = Applier(definition, around.names, around.decoder)
         self._stopping = asyncio.Event()
@@ -101,6 +115,11 @@ class SegmentRunner:
         """Where its batches go."""
         return Target(self.segment, self.view.schema_name, self.view.role_name, self.lease)
 
+    @property
+    def applier(self) -> Applier:
+        """What applies its events."""
+        return self._applier
+
     def stop(self) -> None:
         """Ends after the batch it is at."""
         self._stopping.set()
@@ -111,7 +130,9 @@ class SegmentRunner:
         while not self._stopping.is_set():
             began = self.position
             try:
-                self.position = await store.checkpoint(self._around.database, self.segment)
+                self.position, stop = await store.checkpoint(self._around.database, self.segment)
+                # Sooner than the worker's next look: a switch waits for it.
+                self.view = self.view._replace(stop_position=stop)
                 began = self.position
                 if self._is_at_stop():
                     await self._rest(_LOOK_AGAIN)
@@ -160,6 +181,7 @@ class SegmentRunner:
         )
         async for rows, covered in self._deliveries(query):
             await self._take(rows, covered)
+            await self._do_between()
             self.failing = ""
             if self.halted or self._is_at_stop():
                 return
@@ -193,6 +215,17 @@ class SegmentRunner:
                     ):
                         await task
             await deliveries.aclose()  # type: ignore[attr-defined] # a generator
+
+    async def _do_between(self) -> None:
+        """A share of a replay. Events wait meanwhile, so it gets a part of the time only."""
+        if self.between is None or self.halted:
+            return
+        loop = asyncio.get_running_loop()
+        end = loop.time() + _BETWEEN_SECONDS
+        while self.between.is_due and loop.time() < end and not self._stopping.is_set():
+            await self.between.step(self.target)
+        if self.between.ended:
+            self.between = None
 
     # Applying
 

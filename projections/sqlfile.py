@@ -300,6 +300,12 @@ def body(statement: Statement, types: Sequence[str]) -> str:
     return "".join(pieces)
 
 
+DELETE_ENTITY = "SELECT delete_entity({})".format(
+    ", ".join({"entity_type": "$1", "entity_id": "$2"}.get(name, "NULL") for name in META)
+    + ", NULL, NULL"
+)
+"""Calls the function of ``-- delete entity``: ``$1`` entity type, ``$2`` entity id."""
+
 _WHOLE = ("bigint", "integer", "smallint")
 
 

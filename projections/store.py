@@ -54,13 +54,15 @@ async def runnable(database: Database, *, timeout: float | None = 10) -> list[Ru
         last = found[-1][:4]
 
 
-async def checkpoint(database: Database, segment: Segment, *, timeout: float | None = 10) -> int:
-    """Where a segment stands."""
+async def checkpoint(
+    database: Database, segment: Segment, *, timeout: float | None = 10
+) -> tuple[int, int | None]:
+    """Where a segment stands, and where it is told to stop."""
     row = await database.fetchrow(
         sql.load("projections", "checkpoint", database.schema),
         segment.name, segment.version, segment.build, segment.segment, timeout=timeout,
     )  # fmt: skip
-    return row[0] if row else segment.position
+    return (row["position"], row["stop_position"]) if row else (segment.position, None)
 
 
 async def source_of(

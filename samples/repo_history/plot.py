@@ -56,9 +56,9 @@ def rows(url: str, token: str = "") -> Iterator[Mapping[str, object]]:
     """Every row of the table, page by page."""
     if not url.startswith(("http://", "https://")):
         raise SystemExit(f"error: EVERSTATE_ADMIN_URL: {url!r} is no HTTP address")
-    after = ""
+    following = ""
     while True:
-        query = urllib.parse.urlencode({"limit": 1000} | ({"after": after} if after else {}))
+        query = urllib.parse.urlencode({"limit": 1000} | ({"next": following} if following else {}))
         request = urllib.request.Request(f"{url}/api/v1/read/folders/folders?{query}")  # noqa: S310
         if token:
             request.add_header("Authorization", f"Bearer {token}")
@@ -71,8 +71,8 @@ def rows(url: str, token: str = "") -> Iterator[Mapping[str, object]]:
         except OSError as error:
             raise SystemExit(f"error: {url} does not answer: {error}") from None
         yield from page["rows"]
-        after = page.get("next")
-        if not after:
+        following = page.get("next") or ""
+        if not following:
             return
 
 
