@@ -157,7 +157,7 @@ group_parked = Gauge(
 rebuild_progress = Gauge(
     "everstate_projection_rebuild_progress",
     "How far a build of a projection is that is not live yet: 0 to 1.",
-    ["projection", "version", "build"],
+    ["projection", "version"],
     registry=REGISTRY,
 )
 rpcs = Counter(

@@ -47,7 +47,7 @@ class Upkeep:
         self._code = definition
         self._grace = grace
         self._rebuilds = Rebuilds(database)
-        self._shown: set[tuple[str, str, str]] = set()
+        self._shown: set[tuple[str, str]] = set()
         self._said: dict[tuple[str, int, int, str], str] = {}
 
     async def run(self, every: timedelta = EVERY) -> None:
@@ -144,9 +144,9 @@ class Upkeep:
         rows: list[Any] = await self._database.fetch(
             store.statement("rebuild_progress", self._database.schema), timeout=10
         )
-        shown: set[tuple[str, str, str]] = set()
+        shown: set[tuple[str, str]] = set()
         for row in rows:
-            labels = (row["name"], str(row["version"]), str(row["build"]))
+            labels = (row["name"], str(row["version"]))
             shown.add(labels)
             part = row["position"] / row["target_position"] if row["target_position"] else 1.0
             telemetry.rebuild_progress.labels(*labels).set(min(part, 1.0))
