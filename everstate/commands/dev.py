@@ -63,6 +63,7 @@ class Programs:
     migrate: Sequence[str] = (sys.executable, "-P", "-m", "everstate", "migrate")
     serve: Sequence[str] = (sys.executable, "-P", "-m", "everstate", "serve")
     admin: Sequence[str] = (sys.executable, "-P", "-m", "everstate", "admin")
+    work: Sequence[str] = (sys.executable, "-P", "-m", "everstate", "work")
 
 
 class _Refused(Exception):
@@ -90,7 +91,7 @@ def dev(
         ),
     ] = None,
 ) -> None:
-    """Run Everstate on this machine: an embedded PostgreSQL, a node, an admin, until Ctrl-C.
+    """Run Everstate on this machine: embedded PostgreSQL, node, worker and admin, until Ctrl-C.
 
     The data is in $EVERSTATE_DEV_DIR (./.everstate) and is found again by the next start. With
     EVERSTATE_DATABASE_URL set, that database (PostgreSQL 15 to 18) is used instead of the embedded.
@@ -177,6 +178,9 @@ def _supervise(
     def node(said: Mapping[str, str]) -> str:
         return f"everstate://{said['grpc']}/default   metrics {said['metrics']}/metrics"
 
+    def worker(said: Mapping[str, str]) -> str:
+        return f"{said['projections']} projections   metrics {said['metrics']}/metrics"
+
     def server(
         name: str, program: Sequence[str], describe: Callable[[Mapping[str, str]], str]
     ) -> Server:
@@ -192,6 +196,7 @@ def _supervise(
         tasks=[Task("migrate", programs.migrate, child_env)],
         servers=[
             server("node", programs.serve, node),
+            server("worker", programs.work, worker),
             server("admin", programs.admin, lambda said: f"{said['http']}/openapi.json"),
         ],
         console=console,

@@ -29,8 +29,8 @@ import os, sys
 from pathlib import Path
 from everstate.commands.dev import Programs, run
 python = [sys.executable, "-c"]
-migrate, serve, admin, *options = sys.argv[1:]
-programs = Programs([*python, migrate], [*python, serve], [*python, admin])
+migrate, serve, admin, work, *options = sys.argv[1:]
+programs = Programs(*([*python, program] for program in (migrate, serve, admin, work)))
 app = Path(options[1]) if "--app" in options else None
 sys.exit(run(os.environ, sample="--no-sample" not in options, app=app, programs=programs))
 """
@@ -54,6 +54,16 @@ import json, os, signal, sys, threading
 stop = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: stop.set())
 said = {"http": "http://127.0.0.1:" + os.environ["EVERSTATE_ADMIN_PORT"]}
+os.write(int(sys.argv[sys.argv.index("--ready-fd") + 1]), json.dumps(said).encode() + b"\\n")
+stop.wait()
+"""
+
+WORK = """
+import json, os, signal, sys, threading
+stop = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: stop.set())
+port = os.environ["EVERSTATE_WORKER_METRICS_PORT"]
+said = {"metrics": "http://127.0.0.1:" + port, "projections": "0"}
 os.write(int(sys.argv[sys.argv.index("--ready-fd") + 1]), json.dumps(said).encode() + b"\\n")
 stop.wait()
 """
@@ -102,7 +112,7 @@ class Starter:
     ) -> Dev:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("EVERSTATE_")}
         process = subprocess.Popen(
-            [sys.executable, "-c", DRIVER, textwrap.dedent(migrate), serve, ADMIN, *options],
+            [sys.executable, "-c", DRIVER, textwrap.dedent(migrate), serve, ADMIN, WORK, *options],
             env={**kept, "EVERSTATE_DEV_DIR": str(self.folder), **env},
             cwd=ROOT,
             stdout=subprocess.PIPE,
@@ -179,7 +189,8 @@ def test_it_starts_all_says_where_and_stops_in_reverse_order(start: Starter, fol
     assert dev.end(signal.SIGINT) == 130
     stops = [line for line in dev.lines if line.endswith(("stopped", "bye"))]
     assert stops == [
-        "admin       stopped", "node | bye", "node        stopped", "postgresql  stopped"
+        "admin       stopped", "worker      stopped", "node | bye", "node        stopped",
+        "postgresql  stopped",
     ]  # fmt: skip
     assert dev.error() == ""
     assert servers_of(folder / "postgresql") == set()
