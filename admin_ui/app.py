@@ -15,13 +15,13 @@ from starlette.exceptions import HTTPException
 from admin_ui import errors
 from admin_ui.access import Route
 from admin_ui.guard import Application, Guard
-from admin_ui.routes import members, read, system, tokens
-from admin_ui.services import AdminSettings, Services
+from admin_ui.routes import members, projections, read, system, tokens
+from admin_ui.services import AdminSettings, Gate, Services
 from kernel.database import Database
 from kernel.errors import EverstateError, InternalError, InvalidArgument, NotFound
 from kernel.token_store import Tokens
 
-ROUTES = (system, tokens, members, read)
+ROUTES = (system, tokens, members, projections, read)
 
 
 def application(services: Services) -> Application:
@@ -52,7 +52,8 @@ def api(services: Services) -> FastAPI:
 
 def services(database: Database, settings: AdminSettings) -> Services:
     """The services of a database."""
-    return Services(database, settings, Tokens(database))
+    waits = Gate(max(1, settings.limits.requests // 2))
+    return Services(database, settings, Tokens(database), waits)
 
 
 def _response(error: EverstateError, status: int | None = None) -> Response:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 from fastapi import FastAPI, Request
 
 from admin_ui.guard import Limits
 from kernel.database import Database
+from kernel.errors import Overloaded
 from kernel.token_store import Tokens
 
 
@@ -32,6 +34,22 @@ class AdminSettings:
     """A page of rows ends after so many bytes, whatever its limit."""
 
 
+class Gate:
+    """Lets in so many at once, so that those who wait leave room for those who do not."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._inside = 0
+
+    def __enter__(self) -> None:
+        if self._inside >= self._most:
+            raise Overloaded(f"{self._most} requests are waiting already", timedelta(seconds=1))
+        self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._inside -= 1
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """What the routes work with."""
@@ -39,6 +57,7 @@ class Services:
     database: Database
     settings: AdminSettings
     tokens: Tokens
+    waits: Gate
 
 
 def services_of(request: Request) -> Services:

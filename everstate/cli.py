@@ -24,6 +24,7 @@ from everstate.commands import (
     entity,
     group,
     log,
+    projection,
     serve,
     token,
     work,
@@ -91,7 +92,20 @@ def options(
     """Everstate: the datastore of stateful services."""
 
 
-for room in (dev, serve, work, admin, database, data, log, entity, group, descriptor, token):
+for room in (
+    dev,
+    serve,
+    work,
+    admin,
+    database,
+    data,
+    log,
+    entity,
+    group,
+    descriptor,
+    projection,
+    token,
+):
     room.register(app)
 
 

@@ -103,9 +103,9 @@ async def read(
     as_csv = form == "csv" or (form is None and _prefers_csv(request))
     _check_name(projection)
     if min_position:
-        await wait_for(
-            services.database, projection, min_position, timedelta(seconds=max(timeout, 0.001))
-        )
+        patience = timedelta(seconds=max(timeout, 0.001))
+        with services.waits:
+            await wait_for(services.database, projection, min_position, patience)
     seconds = services.settings.read_seconds
     too_long = f"the query took longer than {seconds:g} s; ask for less, or make an index"
     page: Page | None = None

@@ -204,6 +204,15 @@ SHOWN = CLIENT | {"--json"}
         ("token create", SHOWN | {"name", "--role", "--grant", "--days"}),
         ("token list", SHOWN | {"--limit"}),
         ("token revoke", SHOWN | {"name"}),
+        ("projection list", SHOWN | {"--limit"}),
+        ("projection show", SHOWN | {"name"}),
+        ("projection parked", SHOWN | {"name", "--limit"}),
+        ("projection pause", SHOWN | {"name", "--reason"}),
+        ("projection resume", SHOWN | {"name"}),
+        ("projection rebuild", SHOWN | {"name", "--auto-switch", "--follow"}),
+        ("projection switch", SHOWN | {"name", "--version", "--build"}),
+        ("projection rollback", SHOWN | {"name"}),
+        ("projection wait", SHOWN | {"name", "--position", "--timeout"}),
         ("migrate", {"--sql", "--check"}),
         ("import", SHOWN | {"file", "--rate", "--skip-bad", "--log"}),
         ("export", CLIENT | {"file", "--entity", "--type", "--from", "--to", "--limit", "--log"}),
@@ -228,7 +237,7 @@ def test_commands_have_these_arguments_and_options(command: str, flags: set[str]
 
 
 def test_lists_show_everything_unless_limited() -> None:
-    for command in ("entity list", "entity show", "export", "token list"):
+    for command in ("entity list", "entity show", "export", "token list", "projection list"):
         assert options(command)["--limit"].default is None
 
 

@@ -1,0 +1,216 @@
+"""Projections over HTTP: look, pause, resume, rebuild, switch, compare, wait."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import datetime, timedelta
+from typing import Annotated, Any
+
+import orjson
+from fastapi import FastAPI, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from admin_ui.access import needs
+from admin_ui.services import services_of
+from kernel import clock
+from kernel.database import Database
+from kernel.errors import InvalidArgument
+from kernel.principals import Role
+from projections import control
+
+_TAGS: dict[str, Any] = {"tags": ["projections"]}
+_ONE = "/api/v1/projections/{name}"
+
+Limit = Annotated[int, Query(ge=1, le=control.MAX_PAGE)]
+Next = Annotated[str, Query(alias="next", max_length=40, description="Of the page before.")]
+Version = Annotated[int | None, Query(ge=1, description="Of the build; default: the live one.")]
+Build = Annotated[int, Query(ge=1, description="Of the version; with `version`.")]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Reason(_Body):
+    """Why something is done; operators will read it."""
+
+    reason: str = Field(min_length=1, max_length=control.MAX_REASON)
+
+
+class Order(_Body):
+    """How a rebuild goes on once it has caught up."""
+
+    auto_switch: bool = Field(False, description="Show it to readers as soon as it has caught up.")
+
+
+class Which(_Body):
+    """A build; none named: the one that the act is usually about."""
+
+    version: int | None = Field(None, ge=1)
+    build: int = Field(1, ge=1)
+
+
+_NONE = Which(version=None, build=1)
+
+
+def register(app: FastAPI) -> None:
+    """Adds the routes."""
+    app.get("/api/v1/projections", **_TAGS)(list_projections)
+    app.get(_ONE, **_TAGS)(get_projection)
+    app.get(f"{_ONE}/builds", **_TAGS)(list_builds)
+    app.get(f"{_ONE}/segments", **_TAGS)(list_segments)
+    app.get(f"{_ONE}/parked", **_TAGS)(list_parked)
+    app.get(f"{_ONE}/wait", **_TAGS)(wait)
+    app.post(f"{_ONE}/pause", **_TAGS)(pause)
+    app.post(f"{_ONE}/resume", **_TAGS)(resume)
+    app.post(f"{_ONE}/rebuild", status_code=202, **_TAGS)(rebuild)
+    app.post(f"{_ONE}/switch", **_TAGS)(switch)
+    app.post(f"{_ONE}/rollback", **_TAGS)(rollback)
+    app.post(f"{_ONE}/discard", **_TAGS)(discard)
+    app.post(f"{_ONE}/compare", **_TAGS)(compare)
+
+
+@needs(Role.VIEWER)
+async def list_projections(request: Request, limit: Limit = 100, after: Next = "") -> Response:
+    """Projections by name, each as the build that readers see."""
+    found = await control.list_projections(_database(request), after, min(limit + 1, 1_000))
+    more = len(found) > limit or (limit == control.MAX_PAGE == len(found))
+    rows = found[:limit]
+    return _answer({"rows": rows, "next": rows[-1].name if more else None})
+
+
+@needs(Role.VIEWER)
+async def get_projection(request: Request, name: str) -> Response:
+    """A projection as the build that readers see."""
+    return _answer(await control.get_projection(_database(request), name))
+
+
+@needs(Role.VIEWER)
+async def list_builds(request: Request, name: str, limit: Limit = 100) -> Response:
+    """The builds of a projection, newest version first, retired ones too."""
+    rows = await control.list_builds(_database(request), name, limit)
+    return _answer({"rows": rows, "next": None})
+
+
+@needs(Role.VIEWER)
+async def list_segments(
+    request: Request, name: str, version: Version = None, build: Build = 1, limit: Limit = 100,
+    after: Next = "",
+) -> Response:  # fmt: skip
+    """The segments of a build: up to where each has come, and which worker has it."""
+    key = await _build(request, name, version, build)
+    rows = await control.list_segments(_database(request), name, *key, _number(after, -1), limit)
+    return _answer({"rows": rows, "next": str(rows[-1].segment) if len(rows) == limit else None})
+
+
+@needs(Role.VIEWER)
+async def list_parked(
+    request: Request, name: str, version: Version = None, build: Build = 1, limit: Limit = 100,
+    after: Next = "",
+) -> Response:  # fmt: skip
+    """Events that a build passed over, by position, and why; without their payloads."""
+    key = await _build(request, name, version, build)
+    rows = await control.list_parked(_database(request), name, *key, _number(after, 0), limit)
+    return _answer({"rows": rows, "next": str(rows[-1].position) if len(rows) == limit else None})
+
+
+@needs(Role.VIEWER)
+async def wait(
+    request: Request,
+    name: str,
+    position: Annotated[int, Query(ge=0, description="That of one's write.")],
+    timeout: Annotated[float, Query(ge=0, description="Seconds.")] = 10.0,
+) -> Response:
+    """Answers when readers see everything up to a position (read your writes)."""
+    services = services_of(request)
+    if timeout > services.settings.wait_seconds:
+        raise InvalidArgument("timeout", f"is above {services.settings.wait_seconds:g} seconds")
+    patience = timedelta(seconds=max(timeout, 0.001))
+    with services.waits:
+        return _answer(await control.wait_for(services.database, name, position, patience))
+
+
+@needs(Role.OPERATOR)
+async def pause(request: Request, name: str, body: Reason) -> Response:
+    """Stops a projection until it is resumed; nothing of it commits after the answer."""
+    return _answer(await control.pause(_database(request), name, body.reason))
+
+
+@needs(Role.OPERATOR)
+async def resume(request: Request, name: str) -> Response:
+    """Ends a pause, and lets halted segments try again."""
+    return _answer(await control.resume(_database(request), name))
+
+
+@needs(Role.OPERATOR)
+async def rebuild(request: Request, name: str, body: Order | None = None) -> Response:
+    """Orders another build beside the live one; the answer is the new build."""
+    order = body or Order(auto_switch=False)
+    made = await control.rebuild(_database(request), name, auto_switch=order.auto_switch)
+    return _answer(made, 202)
+
+
+@needs(Role.OPERATOR)
+async def switch(request: Request, name: str, body: Which | None = None) -> Response:
+    """Shows readers the build that is ready, or the named one."""
+    which = body or _NONE
+    return _answer(await control.switch(_database(request), name, which.version, which.build))
+
+
+@needs(Role.OPERATOR)
+async def rollback(request: Request, name: str) -> Response:
+    """Shows readers the build that was live before."""
+    return _answer(await control.rollback(_database(request), name))
+
+
+@needs(Role.OPERATOR)
+async def discard(request: Request, name: str, body: Which | None = None) -> Response:
+    """Gives up a build that is not live: by default the one under way."""
+    which = body or _NONE
+    return _answer(await control.discard(_database(request), name, which.version, which.build))
+
+
+@needs(Role.OPERATOR)
+async def compare(request: Request, name: str, body: Which | None = None) -> Response:
+    """Compares the live build with another one at one position, table by table."""
+    which = body or _NONE
+    found = await control.compare(_database(request), name, which.version, which.build)
+    return _answer({**plain(found), "equal": found.equal})
+
+
+def _database(request: Request) -> Database:
+    return services_of(request).database
+
+
+async def _build(request: Request, name: str, version: int | None, build: int) -> tuple[int, int]:
+    if version is not None:
+        found = await control.get_build(_database(request), name, version, build)
+    else:
+        found = await control.get_projection(_database(request), name)
+    return found.version, found.build
+
+
+def _number(token: str, first: int) -> int:
+    if not token:
+        return first
+    if not (token.isascii() and token.isdigit() and len(token) < 19):
+        raise InvalidArgument("next", "is not a token of a page before")
+    return int(token)
+
+
+def _answer(value: object, status: int = 200) -> Response:
+    return Response(orjson.dumps(plain(value), default=str), status, media_type="application/json")
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses as objects, times as RFC 3339 with Z."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        return {field.name: plain(getattr(value, field.name)) for field in fields}
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, datetime) and value.tzinfo is not None:
+        return clock.format_us(clock.to_us(value))
+    return value
