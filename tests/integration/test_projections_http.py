@@ -22,7 +22,7 @@ from kernel.principals import Role
 from kernel.token_store import Tokens
 from tests.asgi import Asgi
 from tests.readmodels import make_read_model, reach
-from tests.support import EVERSTATE, ROOT, Running, Said, clean_env, cli, start
+from tests.support import EVERSTATE, ROOT, Running, Said, clean_env, cli, eventually_async, start
 
 ONE = "/api/v1/projections/repo"
 TABLES = "CREATE TABLE files (path text PRIMARY KEY)"
@@ -109,10 +109,13 @@ async def test_those_who_wait_leave_room_for_those_who_do_not(database: Database
         asyncio.create_task(http.get(f"{ONE}/wait", {"position": 7, "timeout": 30}))
         for _ in range(2)
     ]
-    while True:  # until both are inside
-        refused = await http.get(f"{ONE}/wait", {"position": 7, "timeout": 0})
-        if refused.status == 503:
-            break
+    waits = http.app._app.state.services.waits
+
+    async def both() -> bool:
+        return bool(waits._inside == 2)
+
+    await eventually_async(both, "both are inside")
+    refused = await http.get(f"{ONE}/wait", {"position": 7, "timeout": 0})
     refused.problem(503, "OVERLOADED")
     assert (await http.get(ONE)).ok()
     await reach(database, "repo", 7)
