@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Final, NamedTuple
 
+import orjson
+
 from kernel.errors import ConfigurationError, Undecodable
 from kernel.usercode import UserCode, load, place
 
@@ -131,11 +133,13 @@ class Upcasters:
                     f"{shape}: the upcaster {step.name} raised {type(error).__name__} "
                     f"at {place(error)}"
                 ) from error
-            if not isinstance(data, _JSON):
+            try:
+                # What JSON makes of it: SQL, Python and the command line then see the same.
+                data = orjson.loads(orjson.dumps(data))
+            except (orjson.JSONEncodeError, RecursionError):
                 raise Undecodable(
-                    f"{shape}: the upcaster {step.name} returned a {type(data).__name__}, "
-                    "which is no JSON value"
-                )
+                    f"{shape}: the upcaster {step.name} returned what is no JSON value"
+                ) from None
             shape = step.target
         return shape, data
 
@@ -153,9 +157,6 @@ class Upcasters:
         wanted = set(types)
         more = {s.type for s, chain in self._chains.items() if chain[-1].target.type in wanted}
         return tuple(sorted(wanted | more))
-
-
-_JSON: Final = (dict, list, str, int, float, bool, type(None))
 
 
 def _chain(shape: Shape, steps: Mapping[Shape, Upcaster]) -> tuple[Upcaster, ...]:

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from everstate.commands.common import shown_payload
 from kernel import usercode
 from kernel.errors import ConfigurationError, Undecodable, UnknownType
@@ -95,12 +93,9 @@ class Reading:
             found = self._decoder.read(*kind, event.payload)
             if old:
                 shape = {"type": found.type, "schema_version": found.schema_version}
-                orjson.dumps(found.data)  # user code made it
                 return body | {"present": shape | {"data": found.data}}
         except UnknownType:
             return body
         except Undecodable as error:
             return body | {"undecodable": error.message}
-        except TypeError:
-            return body | {"undecodable": "an upcaster returned what is no JSON value"}
         return body | {"data": found.data}

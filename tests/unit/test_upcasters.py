@@ -100,11 +100,19 @@ def test_a_failure_names_upcaster_shape_and_line_and_nothing_of_the_data() -> No
     assert "hunter2" not in said
 
 
-@pytest.mark.parametrize("value", [{1, 2}, b"", object(), (1,)])
+@pytest.mark.parametrize("value", [{1, 2}, b"", object(), {"a": [{1}]}, {1: 2}, 1 << 70, "\ud800"])
 def test_a_result_that_is_no_json_value_is_refused(value: Any) -> None:
     wrong = upcaster("E")(lambda _: value)
-    with pytest.raises(Undecodable, match=r"returned a .* which is no JSON value"):
+    with pytest.raises(Undecodable, match="returned what is no JSON value"):
         Upcasters([wrong]).apply("E", 0, {})
+
+
+def test_what_an_upcaster_returns_is_what_json_makes_of_it() -> None:
+    kept: dict[str, Any] = {"a": (1, 2), "b": float("nan")}
+    same = upcaster("E")(lambda _: kept)
+    found = Upcasters([same]).apply("E", 0, {})[1]
+    assert found == {"a": [1, 2], "b": None}
+    assert found is not kept
 
 
 # -- the user's modules --------------------------------------------------------------------------
