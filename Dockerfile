@@ -1,5 +1,5 @@
-# The image of every Everstate process: `everstate` is the entry point, `serve` or `migrate` the
-# argument. It holds no PostgreSQL: EVERSTATE_DATABASE_URL names one.
+# The image of every Everstate process: `everstate` is the entry point, `serve`, `work`,
+# `admin` or `migrate` the argument. It holds no PostgreSQL: EVERSTATE_DATABASE_URL names one.
 #
 #   docker build -t everstate .
 #   docker run --rm everstate --version
@@ -39,7 +39,7 @@ COPY --from=build /opt/everstate /opt/everstate
 ENV PATH=/opt/everstate/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER everstate
 WORKDIR /tmp
-EXPOSE 7400 7490
+EXPOSE 7400 7480 7490 7491
 # SIGTERM drains (EVERSTATE_DRAIN_SECONDS), then the process ends with 0.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["everstate"]
