@@ -359,6 +359,7 @@ def _next_steps(env: Mapping[str, str], sample: bool) -> list[str]:
     if sample and _SAMPLE_EVENTS.is_file():
         lines.append(f"  {command} import {shlex.quote(_near(_SAMPLE_EVENTS))}")
         lines.append(f"  {command} entity show file psycopg/docs/news.rst")
+        lines.append(f"  {command} projection list")
     return [*lines, f"  {command} log verify", "Ctrl-C stops.", ""]
 
 
