@@ -32,6 +32,9 @@ from schemas.upcasters import from_user_code
 
 log = structlog.get_logger(__name__)
 
+_LEASE_CONNECTIONS = 2
+"""Beside those for the work, so that a lease is renewed however busy they are."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunningWorker:
@@ -53,15 +56,10 @@ async def worker(settings: WorkerSettings, host: str) -> AsyncIterator[RunningWo
             )
         upcasters = from_user_code(code)
         definitions = registry.load(code) if code is not None else []
-        database = await db.Database.open(
-            db.DatabaseSettings(
-                settings.database_url,
-                settings.schema_name,
-                max_connections=settings.database_connections,
-                application_name="everstate-worker",
-            )
-        )
-        try:
+        async with (
+            _database(settings, settings.database_connections) as database,
+            _database(settings, _LEASE_CONNECTIONS) as leases,
+        ):
             await check_database(database, lenient=settings.dev)
             await register(database, definitions)
             decoder = Decoder(DescriptorStore(database), upcasters)
@@ -76,7 +74,7 @@ async def worker(settings: WorkerSettings, host: str) -> AsyncIterator[RunningWo
             pace = Pace(lease=lease, drain=timedelta(seconds=settings.drain_seconds))
             running = Worker(
                 database, journal.subscriptions, journal.names, decoder, definitions, pace,
-                name=process_name(),
+                name=process_name(), leases=leases,
             )  # fmt: skip
             replaying = Replaying(database, journal, journal.names, lambda: running.runners)
             running.duties.append(replaying.step)
@@ -87,8 +85,22 @@ async def worker(settings: WorkerSettings, host: str) -> AsyncIterator[RunningWo
             ):
                 yield RunningWorker(listener.getsockname()[1], len(definitions))
                 log.info("draining", seconds=settings.drain_seconds)
-        finally:
-            await database.close()
+
+
+@contextlib.asynccontextmanager
+async def _database(settings: WorkerSettings, connections: int) -> AsyncIterator[db.Database]:
+    database = await db.Database.open(
+        db.DatabaseSettings(
+            settings.database_url,
+            settings.schema_name,
+            max_connections=connections,
+            application_name="everstate-worker",
+        )
+    )
+    try:
+        yield database
+    finally:
+        await database.close()
 
 
 @contextlib.asynccontextmanager

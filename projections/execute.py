@@ -252,7 +252,7 @@ async def commit(
                 if applier is not None and prepared is not None:
                     await store.run(
                         connection, "enter", schema, target.role_name,
-                        search_path(target.schema_name), "on" if not replaying else "off",
+                        search_path(target.schema_name), "off" if replaying else "",
                     )  # fmt: skip
                     tx = Transaction(connection, target.schema_name, replaying=replaying)
                     await applier.apply(tx, prepared)

@@ -406,7 +406,7 @@ class SegmentReplay:
         )
         parked = {row[0] for row in rows}
         await store.run(
-            connection, "enter", schema, target.role_name, search_path(target.schema_name), "on"
+            connection, "enter", schema, target.role_name, search_path(target.schema_name), ""
         )
         await self._applier.delete(
             Transaction(connection, target.schema_name, replaying=True),

@@ -40,7 +40,6 @@ log = structlog.get_logger(__name__)
 MAX_PARKED = 10_000
 """Parked events a build may have; one more halts the segment: then it is not the events."""
 EFFECT_SECONDS = 30.0
-_ADVANCE_SECONDS = 0.25
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.1, 5.0
 _LOOK_AGAIN = 0.1
 _BETWEEN_SECONDS = 0.5
@@ -65,15 +64,20 @@ class Between(Protocol):
     async def step(self, target: Target) -> int: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Surroundings:
-    """What every segment of a worker shares."""
+    """What every segment of a worker shares. ``slots``: batches at once, so that none waits for a
+    connection until its deadline. ``advance_seconds``: a segment for which nothing came moves its
+    checkpoint at most so often.
+    """
 
     database: Database
     feed: Feed
     names: Names
     decoder: Decoder
     worker: str
+    slots: asyncio.Semaphore
+    advance_seconds: float = 0.25
 
 
 class SegmentRunner:
@@ -97,6 +101,7 @@ class SegmentRunner:
         self._stopping = asyncio.Event()
         self._written_at = 0.0
         self._rate = telemetry.projection_events.labels(view.name, str(view.version))
+        self._seconds = telemetry.projection_batch_seconds.labels(view.name)
         self._log = log.bind(
             projection=view.name, version=view.version, build=view.build, segment=view.segment
         )
@@ -147,17 +152,28 @@ class SegmentRunner:
             except (EverstateError, OSError) as error:
                 if self.position > began:
                     backoff = _FIRST_BACKOFF
-                self._complain(error)
+                await self._complain(error)
                 await self._rest(backoff * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
                 backoff = min(backoff * 2, _LONGEST_BACKOFF)
             if self.halted:
                 return
 
-    def _complain(self, error: BaseException) -> None:
+    async def _complain(self, error: BaseException) -> None:
+        """Says, once, why it does not get on: in the log and, where that is possible, beside the
+        checkpoint.
+        """
         reason = getattr(error, "message", type(error).__name__)
         if reason != self.failing:
             self._log.warning("segment waits", reason=reason)
-        self.failing = reason
+            self.failing = reason
+            return
+        database, view = self._around.database, self.view
+        with contextlib.suppress(EverstateError):
+            await database.fetchrow(
+                store.statement("waiting", database.schema), view.name, view.version, view.build,
+                view.segment, self.position, orjson.dumps(self._described(error)).decode(),
+                timeout=2,
+            )  # fmt: skip
 
     def _is_at_stop(self) -> bool:
         stop = self.view.stop_position
@@ -239,7 +255,8 @@ class SegmentRunner:
             rows = [row for row in rows if row[0] <= covered]
         if not rows:
             loop = asyncio.get_running_loop()
-            if loop.time() - self._written_at >= _ADVANCE_SECONDS or covered == view.stop_position:
+            rests = loop.time() - self._written_at >= self._around.advance_seconds
+            if rests or covered == view.stop_position:
                 await self._commit([], covered)
             return
         history = view.target_position if view.state == "live" else covered
@@ -273,12 +290,17 @@ class SegmentRunner:
         self, rows: Sequence[EventRow], to: int, parked: Sequence[object] = ()
     ) -> None:
         view = self.view
-        effects = await commit(
-            self._around.database, self.target, self._applier if rows else None, rows, to,
-            replaying=view.state != "live" or to <= view.target_position, parked=parked,
-        )  # fmt: skip
+        loop = asyncio.get_running_loop()
+        async with self._around.slots:
+            began = loop.time()
+            effects = await commit(
+                self._around.database, self.target, self._applier if rows else None, rows, to,
+                replaying=view.state != "live" or to <= view.target_position, parked=parked,
+            )  # fmt: skip
         self.position = to
-        self._written_at = asyncio.get_running_loop().time()
+        self._written_at = loop.time()
+        if rows:
+            self._seconds.observe(self._written_at - began)
         self._rate.inc(len(rows))
         for effect in effects:
             await self._run(effect)

@@ -39,6 +39,8 @@ Key = tuple[str, int, str]
 Duty = Callable[[], Awaitable[object]]
 
 _FORGOTTEN = timedelta(hours=1)
+_ADVANCE_SECONDS, _ADVANCES = 0.25, 50
+"""How often a segment without events moves its checkpoint; and how many may do so in a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,8 @@ class Worker:
     """Runs projections until it is closed.
 
     ``duties`` are called at every look, one after another: upkeep that any worker may do. They
-    must be safe to run in several workers at once, and quick.
+    must be safe to run in several workers at once, and quick. ``leases`` has connections for
+    looking and for leases, so that slow batches, which may take all of ``database``, cost no lease.
     """
 
     def __init__(
@@ -100,24 +103,26 @@ class Worker:
         *,
         name: str = "",
         duties: Sequence[Duty] = (),
+        leases: Database | None = None,
     ) -> None:
         self.settings = settings or WorkerSettings()
         self.holder = f"{name or 'worker'}/{new_id()}"
         self.duties: list[Duty] = list(duties)
-        self._database = database
-        self._around = Surroundings(database, feed, names, decoder, name or self.holder)
+        self._database = leases or database
+        # Reads of the log take connections too: a batch never waits long for one.
+        slots = asyncio.Semaphore(max(database.settings.max_connections - 3, 1))
+        self._around = Surroundings(database, feed, names, decoder, name or self.holder, slots)
         self._definitions: dict[Key, Definition] = {
             (d.name, d.version, d.digest): d for d in definitions
         }
         self._unknown: set[Key] = set()
-        self._segments = Leases(database, SEGMENT, self.holder, self.settings.term)
-        self._announcements = Leases(database, WORKER, self.holder, self.settings.term)
+        self._segments = Leases(self._database, SEGMENT, self.holder, self.settings.term)
+        self._announcements = Leases(self._database, WORKER, self.holder, self.settings.term)
         self._announced: dict[tuple[str, int], Lease] = {}
         self._held: dict[str, _Held] = {}
         self._free_since: dict[str, float] = {}
         self._shown: set[tuple[str, str]] = set()
         self._tasks: list[asyncio.Task[None]] = []
-        self._looked = asyncio.Event()
 
     @property
     def held(self) -> Sequence[str]:
@@ -184,6 +189,7 @@ class Worker:
             await self._let_go(surplus[: len(self._held) - share])
             return
         await self._take(sight, share)
+        self._around.advance_seconds = max(_ADVANCE_SECONDS, len(self._held) / _ADVANCES)
 
     async def _see(self) -> _Sight:
         sight = _Sight()

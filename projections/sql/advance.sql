@@ -16,7 +16,7 @@ WITH p AS MATERIALIZED (
   FOR SHARE OF x
 )
 UPDATE everstate.projection_checkpoints c
-SET position = $6, events = c.events + $7, updated_at = clock_timestamp()
+SET position = $6, events = c.events + $7, error = NULL, updated_at = clock_timestamp()
 FROM b
 WHERE c.name = b.name AND c.version = $2 AND c.build = $3 AND c.segment = $4
   AND c.position = $5 AND c.state = 'running'

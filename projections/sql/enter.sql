@@ -1,5 +1,6 @@
 -- Confines the transaction: from here on statements run as a build's role, in its schema. $1 role,
--- $2 search path, $3 synchronous_commit. The settings end with the transaction.
+-- $2 search path, $3 synchronous_commit ('': as it is). The settings end with the transaction.
 -- Sequential scans are on again: what the pool's setting guards against is not the user's matter.
-SELECT set_config('search_path', $2, true), set_config('synchronous_commit', $3, true),
+SELECT set_config('search_path', $2, true),
+  set_config('synchronous_commit', coalesce(nullif($3::text, ''), current_setting('synchronous_commit')), true),
   set_config('enable_seqscan', 'on', true), set_config('role', $1, true)

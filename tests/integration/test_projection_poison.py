@@ -255,3 +255,31 @@ async def test_a_transaction_is_of_no_use_after_apply(journal: StoreJournal) -> 
         await reached(journal.database, "totals", last)
     with pytest.raises(RuntimeError, match="the transaction is over"):
         await kept[0].execute("SELECT 1")
+
+
+async def test_why_a_segment_waits_is_shown_beside_it_until_it_gets_on(
+    journal: StoreJournal,
+) -> None:
+    away = True
+
+    class Away(Totals):
+        name = "totals"
+
+        async def apply(self, events: Sequence[ProjectedEvent], tx: Tx) -> None:
+            if away:
+                raise Unavailable("the other service is away")
+            await super().apply(events, tx)
+
+    last = await fill(journal, 10)
+    async with working(journal, python(Away)):
+
+        async def shown() -> Any:
+            (segment,) = await control.list_segments(journal.database, "totals", 1, 1)
+            assert segment.state == "running", "it is no poison"
+            return segment.error and segment.error["message"] == "the other service is away"
+
+        await eventually_async(shown, "the reason is shown")
+        away = False
+        await reached(journal.database, "totals", last)
+        (segment,) = await control.list_segments(journal.database, "totals", 1, 1)
+        assert segment.error is None
