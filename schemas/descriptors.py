@@ -58,6 +58,7 @@ class Decoder:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.upcasters = upcasters or Upcasters()
+        self._upcast = self.upcasters.apply if self.upcasters else None
         self._source = source
         self._limits = limits or SchemaLimits()
         self._clock = clock
@@ -151,9 +152,9 @@ class Decoder:
                 raise _undecodable(type, "is not UTF-8 text") from None
         else:
             return Decoded(type, schema_version, None)
-        if not self.upcasters:
+        if self._upcast is None:
             return Decoded(type, schema_version, data)
-        shape, data = self.upcasters.apply(type, schema_version, data)
+        shape, data = self._upcast(type, schema_version, data)
         return Decoded(shape.type, shape.version, data)
 
 
