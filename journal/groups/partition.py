@@ -96,11 +96,14 @@ class Image:
 
 @dataclass(slots=True)
 class Changes:
-    """What one commit writes of a partition; `confirm` are the deliveries that it settles."""
+    """What one commit writes of a partition; `retried` are replays (position, failures), `confirm`
+    the deliveries that it settles.
+    """
 
     image: Image
     parkings: list[Parking] = field(default_factory=list)
     unparked: list[int] = field(default_factory=list)
+    retried: dict[int, int] = field(default_factory=dict)
     confirm: list[int] = field(default_factory=list)
 
 
@@ -146,6 +149,7 @@ class Partition:
         self._ticket = 0
         self._parkings: list[Parking] = []
         self._unparked: list[int] = []
+        self._retried: dict[int, int] = {}
         self._confirm: list[int] = []
         self._saved = Image(watermark)
         self._saving: Changes | None = None
@@ -211,12 +215,13 @@ class Partition:
         self.read_to = max(self.read_to, read_to)
         return taken
 
-    def replay(self, row: EventRow) -> None:
-        """A parked event that is to be delivered again."""
+    def replay(self, row: EventRow, tries: int = 0) -> None:
+        """A parked event that is to be delivered again, and has failed so often at that."""
         if row[0] in self._replays or row[0] in self._unsaved():
             return
         line = self._line((row[6], row[8]))
         item = Item(row, line, replayed=True)
+        item.attempts = tries
         self._replays[row[0]] = item
         line.items.append(item)
         self.bytes += item.size
@@ -315,7 +320,9 @@ class Partition:
             retry_after = pause * (0.5 + self._jitter() / 2)
         back = self._take_back(item)
         item.due = now + retry_after
-        if not item.replayed:
+        if item.replayed:
+            self._retried[item.position] = item.attempts
+        else:
             self._touched = max(self._touched, item.position)
         self._schedule(item.line)
         return back
@@ -404,7 +411,7 @@ class Partition:
     @property
     def urgent(self) -> bool:
         """Whether somebody waits for a commit, or something would be lost without it."""
-        return bool(self._confirm or self._parkings or self._unparked)
+        return bool(self._confirm or self._parkings or self._unparked or self._retried)
 
     def changes(self, *, everything: bool = False) -> Changes | None:
         """What the next commit has to write; None: nothing. `saved` or `failed` has to follow."""
@@ -413,8 +420,8 @@ class Partition:
         image = self.image()
         if image == self._saved and not self.urgent:
             return None
-        made = Changes(image, self._parkings, self._unparked, self._confirm)
-        self._parkings, self._unparked, self._confirm = [], [], []
+        made = Changes(image, self._parkings, self._unparked, self._retried, self._confirm)
+        self._parkings, self._unparked, self._retried, self._confirm = [], [], {}, []
         self._saving = made
         return made
 
@@ -431,6 +438,7 @@ class Partition:
         self._saving = None
         self._parkings[:0] = changes.parkings
         self._unparked[:0] = changes.unparked
+        self._retried = changes.retried | self._retried
         self._confirm[:0] = changes.confirm
 
     def reload(self, held: Iterable[Entity], parked: int, gone: Iterable[int]) -> None:

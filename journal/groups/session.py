@@ -283,11 +283,11 @@ class Session:
             found = await runner.store.replays(
                 runner.group.group_id, partition.index, partition.replaying, REPLAYS
             )
-            rows = await runner.store.events(runner.log_id, found, REPLAY_BYTES)
+            rows = await runner.store.events(runner.log_id, list(found), REPLAY_BYTES)
             await runner.names.learn_rows(rows, 5)
             for row in rows:
-                partition.replay(row)
-            last = rows[-1][0] if rows else found[-1] if found else 0
+                partition.replay(row, found[row[0]])
+            last = rows[-1][0] if rows else max(found, default=0)
             for position in {p for p in found if p <= last} - {row[0] for row in rows}:
                 partition.vanished(position)
             if found:

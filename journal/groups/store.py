@@ -269,7 +269,7 @@ class GroupStore:
         """
         saves = sorted(saves, key=lambda save: save.partition)
         async with self.database.connection(timeout, writing=True) as connection:
-            if not any(save.changes.parkings or save.changes.unparked for save in saves):
+            if not any(c.parkings or c.unparked or c.retried for c in (s.changes for s in saves)):
                 return await self._save(connection, group_id, member, saves)
             async with _tx(connection):
                 saved = await self._save(connection, group_id, member, saves)
@@ -328,6 +328,11 @@ class GroupStore:
             ):
                 more[partition] -= 1
                 touched.setdefault(partition, set()).add((kind, name))
+        retried = {k: v for save in saves for k, v in save.changes.retried.items()}
+        if retried:
+            await connection.execute(
+                self._sql("group_retry"), group_id, list(retried), list(retried.values())
+            )
         entities = [list(column) for column in zip(*set().union(*touched.values()), strict=True)]
         free: set[tuple[str, str]] = set()
         if entities:
@@ -367,10 +372,10 @@ class GroupStore:
 
     async def replays(
         self, group_id: int, partition: int, without: Collection[int], most: int
-    ) -> list[int]:
-        """Positions that are to be delivered again now, ascending."""
+    ) -> dict[int, int]:
+        """Positions that are to be delivered again now, ascending, and their failures so far."""
         rows = await self._fetch("group_replays", group_id, partition, list(without), most)
-        return [row[0] for row in rows]
+        return {row[0]: row[1] for row in rows}
 
     async def events(self, log_id: int, positions: Sequence[int], most_bytes: int) -> list[Any]:
         """Rows of events at ascending positions, up to so many bytes."""

@@ -110,10 +110,9 @@ class Worklist:
         return found is not None
 
     def extend(self, number: int, now: float) -> bool:
-        """Its time begins anew; whether it is out at all."""
+        """Its time begins anew; whether it is out at all. That it was lost was said when it was."""
         found = self.out.get(number)
         if found is None:
-            self.lost.append(number)
             return False
         found[1].deadline = now + self.ack_timeout
         return True

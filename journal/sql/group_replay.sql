@@ -1,7 +1,7 @@
 -- Parked events are to be delivered again, the first at a time, the others after it at a pace.
 -- $1 to $8: see group_parked.sql; $9 the first's time, $10 seconds between two. Rows: position,
 -- partition, entity_type, entity_id. Index: parked_events_pkey.
-UPDATE everstate.parked_events p SET state = 'replaying',
+UPDATE everstate.parked_events p SET state = 'replaying', tries = 0,
   due_at = $9::timestamptz + c.n * $10::float8 * interval '1 second'
 FROM (
   SELECT e.position, row_number() OVER (ORDER BY e.position) - 1 AS n

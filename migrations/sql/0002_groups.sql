@@ -62,6 +62,7 @@ CREATE TABLE everstate.parked_events (
   state       text NOT NULL CHECK (state IN ('parked', 'held', 'replaying')),
   reason      text NOT NULL,
   attempts    int NOT NULL,
+  tries       int NOT NULL DEFAULT 0,          -- failures of the replay under way
   parked_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
   due_at      timestamptz NOT NULL DEFAULT '-infinity',
   PRIMARY KEY (group_id, position)

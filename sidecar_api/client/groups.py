@@ -100,7 +100,8 @@ class GroupDelivery:
 class Member:
     """A member of a group; iterate over it for deliveries. Connects again by itself.
 
-    What was out when a connection broke is lost to this member and will be delivered again.
+    What was out when a connection broke is lost to this member and will be delivered again. While
+    deliveries wait here to be iterated over, their ack timeout is put off; it runs from then on.
     """
 
     def __init__(
@@ -178,6 +179,7 @@ class Member:
             while self._ready:
                 delivery = self._ready.popleft()
                 if self._has(delivery):
+                    delivery.extend()  # its time begins now, not when it came
                     return delivery
             if self._failure is not None:
                 raise self._failure
@@ -252,7 +254,7 @@ class Member:
         call = self._client.stream_call(
             SERVICE + "Connect", pb.ConnectRequest, pb.ConnectResponse
         )()
-        writer: asyncio.Task[None] | None = None
+        tasks: list[asyncio.Task[None]] = []
         try:
             join = pb.Join(group=self._group, name=self._name, credits=self._credits)
             await call.write(pb.ConnectRequest(join=join))
@@ -263,7 +265,11 @@ class Member:
                 if response.HasField("joined"):
                     self.member_id = response.joined.member_id
                     self.joined.set()
-                    writer = asyncio.create_task(self._write(call))
+                    timeout = response.joined.group.settings.ack_timeout_ms / 1000
+                    tasks = [
+                        asyncio.create_task(self._write(call)),
+                        asyncio.create_task(self._put_off(timeout / 3)),
+                    ]
                 self._read(response)
         except (ValueError, TypeError) as error:
             raise InvalidArgument("join", f"cannot be sent: {error}") from None
@@ -272,13 +278,19 @@ class Member:
         except asyncio.InvalidStateError:  # the stream had ended before the write
             raise Unavailable("the stream has ended") from None
         finally:
-            if writer is not None:
-                writer.cancel()
-                with contextlib.suppress(asyncio.CancelledError, grpc.aio.AioRpcError):
-                    await writer
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             call.cancel()
         if not self._leaving:
             raise Unavailable("the stream has ended")
+
+    async def _put_off(self, pause: float) -> None:
+        """Asks for more time for what waits here."""
+        while True:
+            await asyncio.sleep(pause)
+            for delivery in self._ready:
+                delivery.extend()
 
     async def _write(self, call: Any) -> None:
         with contextlib.suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):

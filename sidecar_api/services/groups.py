@@ -202,6 +202,8 @@ class GroupService:
 def _settle(session: Session, request: pb.ConnectRequest) -> None:
     if request.HasField("join"):
         raise InvalidArgument("join", "is only in the first request")
+    if request.extend:
+        session.extend(request.extend)
     if request.acks:
         session.ack(request.acks)
     for nack in request.nacks:
@@ -212,8 +214,6 @@ def _settle(session: Session, request: pb.ConnectRequest) -> None:
         session.nack(nack.delivery, nack.reason, nack.retry_after_ms / 1000)
     for park in request.parks:
         session.park(park.delivery, park.reason)
-    if request.extend:
-        session.extend(request.extend)
     if request.HasField("credits"):
         if request.credits > MAX_CREDITS:
             raise InvalidArgument("credits", f"{request.credits} is not within 0..{MAX_CREDITS}")

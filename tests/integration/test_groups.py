@@ -231,6 +231,18 @@ async def test_extending_keeps_a_delivery(one_node: GroupNode) -> None:
         assert await delivery.ack()
 
 
+async def test_what_waits_in_the_client_does_not_run_out_of_time(one_node: GroupNode) -> None:
+    client = one_node.client
+    await append(client, 5, entities=5)
+    await client.groups.create("mail", replace(QUICK, ack_timeout=timedelta(milliseconds=600)))
+    async with client.groups.join("mail") as member:
+        for _ in range(5):
+            delivery = await next_of(member)
+            assert delivery.attempt == 1
+            await asyncio.sleep(0.3)  # the handler works: longer than the timeout for all of them
+            assert await delivery.ack()
+
+
 async def test_credits_bound_what_is_out_and_can_be_changed(one_node: GroupNode) -> None:
     client = one_node.client
     await append(client, 10, entities=10)
@@ -334,6 +346,11 @@ async def states(client: Client, name: str = "mail") -> list[tuple[int, str]]:
     return [(e.position, e.state) for e in (await client.groups.parked(name)).events]
 
 
+async def counted(client: Client, name: str = "mail") -> int:
+    """How many events are on the list, by the counts of the partitions."""
+    return sum(p.parked for p in (await client.groups.get(name)).partitions)
+
+
 async def test_a_parked_event_holds_back_its_entity_until_it_is_replayed(
     one_node: GroupNode,
 ) -> None:
@@ -383,13 +400,15 @@ async def test_a_replayed_event_that_fails_again_stays_on_the_list(one_node: Gro
         assert await again.nack("second")
         assert await states(client) == [(1, "parked"), (2, "held")]
         (event, _) = (await client.groups.parked("mail")).events
-        assert event.reason == "failed 1 times, last: second"
+        assert (event.reason, event.attempts) == ("failed 1 times, last: second", 2)
+        assert await counted(client) == 2
         count = await client.groups.discard("mail", ParkedSelection(reason_contains="second"))
         assert (count.events, count.held) == (1, 1)
         follower = await next_of(member)
         assert (follower.event.position, follower.replayed) == (2, True)
         assert await follower.ack()
         assert await states(client) == []
+        assert await counted(client) == 0
 
 
 async def test_replays_keep_to_the_rate(one_node: GroupNode) -> None:

@@ -180,6 +180,20 @@ def test_a_replayed_event_that_fails_again_is_parked_again_with_those_behind_it(
     assert part._replays == {}
 
 
+def test_a_replay_that_fails_keeps_its_count_through_a_hand_over() -> None:
+    part = partition(Rules(max_attempts=3), held=[(1, "a")], parked=1, watermark=9)
+    work = member(part)
+    part.replay(event(3), 1)
+    (item,) = work.deliver(0.0, 1, 10**6)
+    assert item.attempts == 1
+    work.leave(0.0, broken=True)
+    changes = part.changes()
+    assert changes is not None
+    assert changes.retried == {3: 2}
+    part.failed(changes)
+    assert part.urgent
+
+
 def test_a_discarded_event_is_not_replayed_unless_it_is_out() -> None:
     part = partition(held=[(1, "a")], parked=2, watermark=9)
     work = member(part)
@@ -434,6 +448,9 @@ class GroupMachine(RuleBasedStateMachine):
                 disk.parked[position] = ("parked", parking.attempts)
             elif position not in disk.parked:
                 disk.parked[position] = ("held", 0)
+        for position, tries in changes.retried.items():
+            if position in disk.parked:
+                disk.parked[position] = (disk.parked[position][0], tries)
         for position in changes.unparked:
             if disk.parked.pop(position, None):
                 touched.add(self.log[position].entity_id)
