@@ -67,6 +67,7 @@ class GroupRunner:
         self._journal = journal
         self._node = node
         self._nudged = asyncio.Event()
+        self._forget_at = 0.0
         self._task = asyncio.create_task(self._run())
 
     @property
@@ -121,7 +122,7 @@ class GroupRunner:
             filters = (old.entity_types, old.event_types) != (new.entity_types, new.event_types)
             for session in self.sessions.values():
                 session.retune(filters=filters)
-        await self.store.forget(group.group_id, 3 * self.settings.term)
+        await self._forget()
         members = await self.store.members(group.group_id)
         partitions = await self.store.partitions(group.group_id)
         for session in list(self.sessions.values()):
@@ -129,6 +130,12 @@ class GroupRunner:
         telemetry.group_partitions.labels(group.name).set(
             sum(len(session.work.partitions) for session in self.sessions.values())
         )
+
+    async def _forget(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now >= self._forget_at:
+            self._forget_at = now + self.settings.term.total_seconds()
+            await self.store.forget(self.group.group_id, 3 * self.settings.term)
 
     async def _balance(
         self, session: Session, members: Sequence[UUID], partitions: Sequence[PartitionView]

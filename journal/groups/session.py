@@ -122,7 +122,15 @@ class Session:
         return self._end is not None or self.failure is not None
 
     def renewed(self, until: float) -> None:
-        """The membership holds until then, by the loop's clock."""
+        """The membership holds until then, by the loop's clock.
+
+        When it had lapsed, others may have taken partitions and gone on: all of them are given up,
+        and what is still this member's is taken again with a new epoch.
+        """
+        if self._loop.time() >= self.valid_until:
+            for index in list(self.work.partitions):
+                self.lose(index)
+            self._runner.nudge()
         self.valid_until = until
         self._wake.set()
 

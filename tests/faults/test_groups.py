@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
-from collections.abc import AsyncIterator
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 
+from kernel.devdb import DevDatabase
 from sidecar_api.client import Client, ClientSettings, GroupSettings, ReadQuery
 from sidecar_api.client.groups import GroupDelivery, Member
 from tests.support import Node, eventually_async, one
@@ -159,6 +163,63 @@ async def test_a_node_killed_with_sigkill_hands_over_within_the_term(database_ur
                 await finished(two, ledger, events)
     missing = set(range(1, events + 1)) - ledger.confirmed.keys()
     assert len(missing) <= 64, "only what the dead node had not told is missing"
+
+
+async def test_a_node_that_was_frozen_delivers_nothing_that_others_have_done(
+    database_url: str,
+) -> None:
+    events = 3_000
+    ledger = Ledger()
+    quick = {"EVERSTATE_GROUP_TERM_SECONDS": "1"}
+    with Node(database_url, extra=quick) as first, Node(database_url, extra=quick) as second:
+        async with first.client(PATIENT) as one_, second.client(PATIENT) as two:
+            await two.groups.create("g", QUICK)
+            async with consuming(two, ledger, "survivor"), consuming(one_, ledger, "frozen"):
+
+                async def shares() -> list[int]:
+                    group = await two.groups.get("g")
+                    return sorted(m.partitions for m in group.members)
+
+                loading = asyncio.create_task(load(two, events, 100))
+                for _ in range(3):
+                    await eventually_async(lambda: has(shares, [8, 8]), "both have their share")
+                    os.kill(first.pid, signal.SIGSTOP)
+                    await eventually_async(lambda: has(shares, [16]), "the other has everything")
+                    os.kill(first.pid, signal.SIGCONT)
+                await loading
+                await finished(two, ledger, events)
+    missing = set(range(1, events + 1)) - ledger.confirmed.keys()
+    assert len(missing) <= 3 * 64, "only what was under way when it froze is missing"
+
+
+async def has(shares: Callable[[], Awaitable[list[int]]], wanted: list[int]) -> bool:
+    return await shares() == wanted
+
+
+async def test_a_database_that_is_killed_costs_a_group_nothing(postgres: DevDatabase) -> None:
+    events = 2_000
+    ledger = Ledger()
+    with Node(postgres.dsn()) as node:
+        async with node.client(PATIENT) as client:
+            await client.groups.create("g", QUICK)
+            async with consuming(client, ledger, "m"):
+                loading = asyncio.create_task(load(client, events, 100))
+                for share in (500, 1_000):
+                    await eventually_async(
+                        partial(enough, ledger, share), "some of it is done", 60
+                    )  # fmt: skip
+                    postgres.kill()
+                    postgres.start()  # from the main thread: it dies with us
+                await loading
+                await finished(client, ledger, events)
+            missing = set(range(1, events + 1)) - ledger.confirmed.keys()
+            assert len(missing) <= 2 * 64
+            assert node.running is not None
+            assert node.running.process.poll() is None
+
+
+async def enough(ledger: Ledger, count: int) -> bool:
+    return len(ledger.confirmed) >= count
 
 
 async def test_a_member_that_never_acks_does_not_stop_the_others(database_url: str) -> None:
