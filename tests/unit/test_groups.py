@@ -194,6 +194,23 @@ def test_a_replay_that_fails_keeps_its_count_through_a_hand_over() -> None:
     assert part.urgent
 
 
+def test_what_is_acked_but_not_on_disk_is_not_replayed_again() -> None:
+    part = partition(held=[(1, "a")], parked=1, watermark=9)
+    work = member(part)
+    part.replay(event(3))
+    given(work)
+    work.ack(1)
+    assert part.replaying == {3}
+    part.replay(event(3))
+    assert given(work) == []
+    changes = part.changes()
+    assert changes is not None
+    part.replay(event(3))
+    assert given(work) == [], "the commit is under way"
+    part.saved(changes, 0, [(1, "a")])
+    assert part.replaying == set()
+
+
 def test_a_discarded_event_is_not_replayed_unless_it_is_out() -> None:
     part = partition(held=[(1, "a")], parked=2, watermark=9)
     work = member(part)
