@@ -17,6 +17,7 @@ from journal.groups.store import GroupStore, Save
 from journal.model import ReadQuery
 from journal.store import StoreJournal
 from kernel.database import Database
+from kernel.errors import OutcomeUnknown
 from kernel.ids import slice_of
 from tests.group_support import QUICK, append, next_of, running_node, settled, silent, take
 from tests.support import eventually_async, one
@@ -203,3 +204,55 @@ async def test_members_beyond_the_partitions_stand_by_and_step_in(database_url: 
             await append(node.client, 40, entities=40)
             got = await asyncio.gather(next_of(members[1]), next_of(members[2]))
             assert {d.event.slice // 512 for d in got} == {0, 1}
+
+
+async def test_an_ack_is_confirmed_only_when_it_is_on_disk(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_node(database_url) as node:
+        await node.client.groups.create("mail", QUICK)
+        await append(node.client, 2, entities=1)
+        gate, asked = asyncio.Event(), asyncio.Event()
+        save_ = node.groups.store.save
+
+        async def slow(*args: object, **more: object) -> object:
+            asked.set()
+            await gate.wait()
+            return await save_(*args, **more)  # type: ignore[arg-type]
+
+        async with node.client.groups.join("mail") as member_:
+            delivery = await next_of(member_)
+            monkeypatch.setattr(node.groups.store, "save", slow)
+            answer = delivery.ack()
+            await asyncio.wait_for(asked.wait(), 5)
+            # The entity's next event does not wait for the disk; the confirmation does.
+            following = await next_of(member_)
+            assert following.event.sequence == 2
+            assert not answer.done()
+            gate.set()
+            assert await answer
+            assert await following.ack()
+
+
+async def test_a_commit_that_fails_is_made_again_before_anything_is_confirmed(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_node(database_url) as node:
+        await node.client.groups.create("mail", QUICK)
+        await append(node.client, 1)
+        save_ = node.groups.store.save
+        failures = 3
+
+        async def failing(*args: object, **more: object) -> object:
+            nonlocal failures
+            failures -= 1
+            if failures >= 0:
+                raise OutcomeUnknown
+            return await save_(*args, **more)  # type: ignore[arg-type]
+
+        async with node.client.groups.join("mail") as member_:
+            delivery = await next_of(member_)
+            monkeypatch.setattr(node.groups.store, "save", failing)
+            assert await delivery.ack()
+            assert failures < 0
+            assert (await node.client.groups.get("mail")).position == 1
