@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 
@@ -172,3 +174,11 @@ def test_a_definition_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.version = 4  # type: ignore[misc]
     assert found.tables[0] == Statement(found.tables[0].text, 6)
+
+
+def test_the_file_of_the_how_to_page_is_a_projection() -> None:
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "write-a-projection.md"
+    (text,) = re.findall(r"```sql\n(-- projection.*?)```", page.read_text("utf-8"), re.DOTALL)
+    found = sqlfile.parse(text, "stock.sql")
+    assert found.event_types == ("ItemPut", "ItemTaken")
+    assert found.replayable
