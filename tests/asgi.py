@@ -29,7 +29,7 @@ class Answer:
         return orjson.loads(self.body)
 
     def ok(self) -> Any:
-        assert self.status in (200, 201), self.body
+        assert self.status in (200, 201, 202), self.body
         return self.json()
 
     def problem(self, status: int, code: str) -> dict[str, Any]:

@@ -27,23 +27,25 @@ Version = Annotated[int | None, Query(ge=1, description="Of the build; default: 
 Build = Annotated[int, Query(ge=1, description="Of the version; with `version`.")]
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """The body of a request: exactly these fields, of exactly these types."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Reason(_Body):
+class Reason(Body):
     """Why something is done; operators will read it."""
 
     reason: str = Field(min_length=1, max_length=control.MAX_REASON)
 
 
-class Order(_Body):
+class Order(Body):
     """How a rebuild goes on once it has caught up."""
 
     auto_switch: bool = Field(False, description="Show it to readers as soon as it has caught up.")
 
 
-class Which(_Body):
+class Which(Body):
     """A build; none named: the one that the act is usually about."""
 
     version: int | None = Field(None, ge=1)
@@ -73,23 +75,23 @@ def register(app: FastAPI) -> None:
 @needs(Role.VIEWER)
 async def list_projections(request: Request, limit: Limit = 100, after: Next = "") -> Response:
     """Projections by name, each as the build that readers see."""
-    found = await control.list_projections(_database(request), after, min(limit + 1, 1_000))
+    found = await control.list_projections(database_of(request), after, min(limit + 1, 1_000))
     more = len(found) > limit or (limit == control.MAX_PAGE == len(found))
     rows = found[:limit]
-    return _answer({"rows": rows, "next": rows[-1].name if more else None})
+    return answer({"rows": rows, "next": rows[-1].name if more else None})
 
 
 @needs(Role.VIEWER)
 async def get_projection(request: Request, name: str) -> Response:
     """A projection as the build that readers see."""
-    return _answer(await control.get_projection(_database(request), name))
+    return answer(await control.get_projection(database_of(request), name))
 
 
 @needs(Role.VIEWER)
 async def list_builds(request: Request, name: str, limit: Limit = 100) -> Response:
     """The builds of a projection, newest version first, retired ones too."""
-    rows = await control.list_builds(_database(request), name, limit)
-    return _answer({"rows": rows, "next": None})
+    rows = await control.list_builds(database_of(request), name, limit)
+    return answer({"rows": rows, "next": None})
 
 
 @needs(Role.VIEWER)
@@ -99,8 +101,8 @@ async def list_segments(
 ) -> Response:  # fmt: skip
     """The segments of a build: up to where each has come, and which worker has it."""
     key = await _build(request, name, version, build)
-    rows = await control.list_segments(_database(request), name, *key, _number(after, -1), limit)
-    return _answer({"rows": rows, "next": str(rows[-1].segment) if len(rows) == limit else None})
+    rows = await control.list_segments(database_of(request), name, *key, _number(after, -1), limit)
+    return answer({"rows": rows, "next": str(rows[-1].segment) if len(rows) == limit else None})
 
 
 @needs(Role.VIEWER)
@@ -110,8 +112,8 @@ async def list_parked(
 ) -> Response:  # fmt: skip
     """Events that a build passed over, by position, and why; without their payloads."""
     key = await _build(request, name, version, build)
-    rows = await control.list_parked(_database(request), name, *key, _number(after, 0), limit)
-    return _answer({"rows": rows, "next": str(rows[-1].position) if len(rows) == limit else None})
+    rows = await control.list_parked(database_of(request), name, *key, _number(after, 0), limit)
+    return answer({"rows": rows, "next": str(rows[-1].position) if len(rows) == limit else None})
 
 
 @needs(Role.VIEWER)
@@ -127,66 +129,67 @@ async def wait(
         raise InvalidArgument("timeout", f"is above {services.settings.wait_seconds:g} seconds")
     patience = timedelta(seconds=max(timeout, 0.001))
     with services.waits:
-        return _answer(await control.wait_for(services.database, name, position, patience))
+        return answer(await control.wait_for(services.database, name, position, patience))
 
 
 @needs(Role.OPERATOR)
 async def pause(request: Request, name: str, body: Reason) -> Response:
     """Stops a projection until it is resumed; nothing of it commits after the answer."""
-    return _answer(await control.pause(_database(request), name, body.reason))
+    return answer(await control.pause(database_of(request), name, body.reason))
 
 
 @needs(Role.OPERATOR)
 async def resume(request: Request, name: str) -> Response:
     """Ends a pause, and lets halted segments try again."""
-    return _answer(await control.resume(_database(request), name))
+    return answer(await control.resume(database_of(request), name))
 
 
 @needs(Role.OPERATOR)
 async def rebuild(request: Request, name: str, body: Order | None = None) -> Response:
     """Orders another build beside the live one; the answer is the new build."""
     order = body or Order(auto_switch=False)
-    made = await control.rebuild(_database(request), name, auto_switch=order.auto_switch)
-    return _answer(made, 202)
+    made = await control.rebuild(database_of(request), name, auto_switch=order.auto_switch)
+    return answer(made, 202)
 
 
 @needs(Role.OPERATOR)
 async def switch(request: Request, name: str, body: Which | None = None) -> Response:
     """Shows readers the build that is ready, or the named one."""
     which = body or _NONE
-    return _answer(await control.switch(_database(request), name, which.version, which.build))
+    return answer(await control.switch(database_of(request), name, which.version, which.build))
 
 
 @needs(Role.OPERATOR)
 async def rollback(request: Request, name: str) -> Response:
     """Shows readers the build that was live before."""
-    return _answer(await control.rollback(_database(request), name))
+    return answer(await control.rollback(database_of(request), name))
 
 
 @needs(Role.OPERATOR)
 async def discard(request: Request, name: str, body: Which | None = None) -> Response:
     """Gives up a build that is not live: by default the one under way."""
     which = body or _NONE
-    return _answer(await control.discard(_database(request), name, which.version, which.build))
+    return answer(await control.discard(database_of(request), name, which.version, which.build))
 
 
 @needs(Role.OPERATOR)
 async def compare(request: Request, name: str, body: Which | None = None) -> Response:
     """Compares the live build with another one at one position, table by table."""
     which = body or _NONE
-    found = await control.compare(_database(request), name, which.version, which.build)
-    return _answer({**plain(found), "equal": found.equal})
+    found = await control.compare(database_of(request), name, which.version, which.build)
+    return answer({**plain(found), "equal": found.equal})
 
 
-def _database(request: Request) -> Database:
+def database_of(request: Request) -> Database:
+    """The database of the admin."""
     return services_of(request).database
 
 
 async def _build(request: Request, name: str, version: int | None, build: int) -> tuple[int, int]:
     if version is not None:
-        found = await control.get_build(_database(request), name, version, build)
+        found = await control.get_build(database_of(request), name, version, build)
     else:
-        found = await control.get_projection(_database(request), name)
+        found = await control.get_projection(database_of(request), name)
     return found.version, found.build
 
 
@@ -198,7 +201,8 @@ def _number(token: str, first: int) -> int:
     return int(token)
 
 
-def _answer(value: object, status: int = 200) -> Response:
+def answer(value: object, status: int = 200) -> Response:
+    """``value`` as JSON; see `plain`."""
     return Response(orjson.dumps(plain(value), default=str), status, media_type="application/json")
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
+from everstate.commands import replay
 from everstate.commands.common import AdminUrl, Json, Limit, Wait, control, printable, show
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def register(app: typer.Typer) -> None:
     group.command("discard")(discard)
     group.command("compare")(compare)
     group.command("wait")(wait_for)
+    replay.register(group)
     app.add_typer(group, name="projection")
 
 

@@ -177,6 +177,38 @@ def test_the_plot_is_drawn_from_the_running_dev(dev: Dev, tmp_path: Path) -> Non
     assert {"tests", "psycopg_pool", "all: 90,936 lines"} <= texts
 
 
+def test_a_damaged_row_is_put_right_by_a_replay_and_a_sum_over_files_is_refused(dev: Dev) -> None:
+    path = "psycopg/docs/news.rst"
+    with psycopg.connect(variables(dev)["EVERSTATE_DATABASE_URL"]) as connection:
+        connection.execute("UPDATE rm_files_v1.files SET changes = 1, alive = false")
+    replay = dev.cli(
+        "projection",
+        "replay",
+        "files",
+        "--entity",
+        f"file/{path}",
+        "--reason",
+        "a test",
+        "--follow",
+    ).ok()
+    assert replay.out.endswith("done: 1 entities, 306 events\n")
+    fold = history.files(LINES)
+    found = {row["path"]: row for row in read(dev, "files")}
+    assert (found[path]["changes"], found[path]["alive"]) == (306, True)
+    assert sum(row["changes"] == 306 for row in found.values()) == 1
+    dev.cli("projection", "replay", "files", "--type", "file", "--reason", "a test", "-f").ok()
+    assert dev.cli("projection", "replays", "files", "--limit", "1").ok().out.split()[1:4] == [
+        "done:", "680", "entities,"
+    ]  # fmt: skip
+    found = {row["path"]: row for row in read(dev, "files")}
+    assert {path: (row["changes"], row["alive"]) for path, row in found.items()} == {
+        path: (row[0], row[3]) for path, row in fold.items()
+    }
+    refused = dev.cli("projection", "replay", "folders", "--type", "file", "--reason", "x")
+    assert refused.code == 4
+    assert "does not say how one is deleted" in refused.sentence()
+
+
 def test_a_rebuild_of_the_sample_compares_equal_and_goes_live(dev: Dev) -> None:
     dev.cli("projection", "rebuild", "folders").ok()
 

@@ -1,0 +1,86 @@
+"""Replays of entities into live projections, over HTTP."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import FastAPI, Query, Request, Response
+from pydantic import Field
+
+from admin_ui.access import caller, needs
+from admin_ui.routes.projections import Body, answer, database_of
+from kernel.errors import InvalidArgument
+from kernel.ids import check_uuid
+from kernel.principals import Role
+from projections import control
+from projections.replay import MAX_ENTITIES, MAX_TYPES, Selection
+
+_ALL = "/api/v1/projections/{name}/replays"
+
+
+class Order(Body):
+    """Which entities to replay: ``entities``, ``types``, or a range of positions."""
+
+    reason: str = Field(min_length=1, max_length=control.MAX_REASON)
+    entities: list[Annotated[list[str], Field(min_length=2, max_length=2)]] = Field(
+        [], max_length=MAX_ENTITIES, description="Entity type and entity id of each."
+    )
+    types: list[str] = Field([], max_length=MAX_TYPES, description="All entities of these types.")
+    from_position: int = Field(0, ge=0, description="Entities with an event from here")
+    to_position: int = Field(0, ge=0, description="to here.")
+    rate: float | None = Field(
+        None, gt=0, le=1e6, strict=False, description="Events a second for each segment."
+    )
+
+
+def register(app: FastAPI) -> None:
+    """Adds the routes."""
+    app.post(_ALL, status_code=202, tags=["projections"])(order)
+    app.get(_ALL, tags=["projections"])(list_replays)
+    app.get(f"{_ALL}/{{replay_id}}", tags=["projections"])(get_replay)
+    app.post(f"{_ALL}/{{replay_id}}/cancel", tags=["projections"])(cancel)
+
+
+@needs(Role.OPERATOR)
+async def order(request: Request, name: str, body: Order) -> Response:
+    """Deletes entities from the live tables and makes them again from their events; see the row's
+    ``state`` for when it is done.
+    """
+    selection = Selection(
+        tuple((kind, entity_id) for kind, entity_id in body.entities),
+        tuple(body.types),
+        body.from_position,
+        body.to_position,
+    )
+    row = await control.replay(
+        database_of(request), name, selection,
+        reason=body.reason, principal=caller(request).name, rate=body.rate,
+    )  # fmt: skip
+    return answer(row, 202)
+
+
+@needs(Role.VIEWER)
+async def list_replays(
+    request: Request, name: str, limit: Annotated[int, Query(ge=1, le=control.MAX_PAGE)] = 100
+) -> Response:
+    """The newest replays of a projection, newest first."""
+    rows = await control.list_replays(database_of(request), name, limit)
+    return answer({"rows": rows, "next": None})
+
+
+@needs(Role.VIEWER)
+async def get_replay(request: Request, name: str, replay_id: str) -> Response:
+    """A replay and how far it is."""
+    return answer(await control.get_replay(database_of(request), name, _id(replay_id)))
+
+
+@needs(Role.OPERATOR)
+async def cancel(request: Request, name: str, replay_id: str) -> Response:
+    """Ends a replay after the entities it is at; what was replayed stays."""
+    return answer(await control.cancel_replay(database_of(request), name, _id(replay_id)))
+
+
+def _id(text: str) -> str:
+    if len(text) > 36:
+        raise InvalidArgument("replay_id", "is not a UUID in lower case with hyphens")
+    return check_uuid("replay_id", text)
