@@ -14,6 +14,7 @@ refused instead of being shadowed silently.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import io
@@ -21,7 +22,7 @@ import sys
 import tokenize
 import tomllib
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -140,15 +141,70 @@ def load(code: UserCode, key: str, entries: Sequence[str]) -> list[ModuleType]:
 
     Raises:
         ConfigurationError: a module is not in the user's folder (there is none, or an installed one
-            would be taken for it), or running it fails. The message names file and line of the
-            failure.
+            would be taken for it), it imports a name that means one of ours although the folder
+            has such a one too, or running it fails. The message names file and line.
 
     """
     folder = str(code.folder)
     if folder not in sys.path:
         sys.path.append(folder)
         importlib.invalidate_caches()
-    return [_import(code, key, entry) for entry in entries if not is_path(entry)]
+    return [_checked_import(code, key, entry) for entry in entries if not is_path(entry)]
+
+
+def _checked_import(code: UserCode, key: str, name: str) -> ModuleType:
+    before = set(sys.modules)
+    try:
+        module = _import(code, key, name)
+    except ConfigurationError as error:
+        # The module that failed is no longer among the loaded ones, but is where it failed.
+        failed = place(error.__cause__) if error.__cause__ is not None else ""
+        files = _files(set(sys.modules) - before)
+        _refuse_shadowed(code, [*files, Path(failed.rpartition(":")[0])])
+        raise
+    _refuse_shadowed(code, _files((set(sys.modules) - before) | {module.__name__}))
+    return module
+
+
+def _files(names: Iterable[str]) -> list[Path]:
+    """The files of modules."""
+    found = (getattr(sys.modules.get(name), "__file__", None) for name in sorted(names))
+    return [Path(file) for file in found if file]
+
+
+def _refuse_shadowed(code: UserCode, files: Iterable[Path]) -> None:
+    """Refuses an import that means a module of the user's but gets ours.
+
+    Raises:
+        ConfigurationError: names file and line.
+
+    """
+    for file in files if code.hidden else ():
+        if file.suffix != ".py" or not file.resolve().is_relative_to(code.folder):
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                names = [node.module]
+            for name in names:
+                top = name.partition(".")[0]
+                if top in code.hidden:
+                    line = getattr(node, "lineno", 0)
+                    raise ConfigurationError(
+                        f"{shown(code, file)}:{line}: `import {name}` means {code.folder / top},"
+                        f" but {top} is a package of Everstate, which comes first; give yours"
+                        " another name"
+                    )
+
+
+def shown(code: UserCode, file: Path) -> str:
+    """A file of the user's, relative to the folder where that is possible."""
+    try:
+        return str(file.resolve().relative_to(code.folder))
+    except ValueError:
+        return str(file)
 
 
 def _import(code: UserCode, key: str, name: str) -> ModuleType:

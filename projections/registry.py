@@ -6,11 +6,9 @@ folder of them.
 
 from __future__ import annotations
 
-import ast
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 
 from kernel import usercode
 from kernel.errors import ConfigurationError
@@ -74,27 +72,14 @@ def _sql(code: UserCode, entry: str) -> Iterator[Definition]:
             text = file.read_text(encoding="utf-8")
         except (UnicodeDecodeError, OSError) as error:
             raise ConfigurationError(f"{file}: cannot be read: {error}") from None
-        yield sqlfile.parse(text, _shown(code, file))
-
-
-def _shown(code: UserCode, file: Path) -> str:
-    try:
-        return str(file.resolve().relative_to(code.folder))
-    except ValueError:
-        return str(file)
+        yield sqlfile.parse(text, usercode.shown(code, file))
 
 
 # Python
 
 
 def _python(code: UserCode, entry: str) -> Iterator[Definition]:
-    before = set(sys.modules)
-    try:
-        (module,) = usercode.load(code, "projections", [entry])
-    except ConfigurationError as error:
-        _refuse_shadowed(code, _modules(code, set(sys.modules) - before), error.__cause__)
-        raise
-    _refuse_shadowed(code, [*_modules(code, set(sys.modules) - before), module])
+    (module,) = usercode.load(code, "projections", [entry])
     classes = [
         value
         for value in vars(module).values()
@@ -126,52 +111,6 @@ def _python(code: UserCode, entry: str) -> Iterator[Definition]:
                     f"{definition.origin}: replaces: is not an older version of {top.name!r}"
                 )
             yield definition
-
-
-def _modules(code: UserCode, names: Iterable[str]) -> list[ModuleType]:
-    """Those of the modules that are the user's."""
-    found = (sys.modules.get(name) for name in sorted(names))
-    return [
-        module
-        for module in found
-        if module is not None
-        and (getattr(module, "__file__", None) or "").endswith(".py")
-        and Path(module.__file__ or "").resolve().is_relative_to(code.folder)
-    ]
-
-
-def _refuse_shadowed(
-    code: UserCode, modules: Iterable[ModuleType], failure: BaseException | None = None
-) -> None:
-    """Refuses an import that means a module of the user's but gets ours.
-
-    ``failure``: what importing raised; the module that did it is no longer among the loaded ones.
-
-    Raises:
-        ConfigurationError: names file and line.
-
-    """
-    files = [Path(module.__file__ or "") for module in modules]
-    if failure is not None and (place := usercode.place(failure)):
-        files.append(Path(place.rpartition(":")[0]))
-    for file in files if code.hidden else ():
-        if file.suffix != ".py" or not file.resolve().is_relative_to(code.folder):
-            continue
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            names: list[str] = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
-                names = [node.module]
-            for name in names:
-                top = name.partition(".")[0]
-                if top in code.hidden:
-                    line = getattr(node, "lineno", 0)
-                    raise ConfigurationError(
-                        f"{_shown(code, file)}:{line}: `import {name}` means {code.folder / top},"
-                        f" but {top} is a package of Everstate, which comes first; give yours"
-                        " another name"
-                    )
 
 
 def define(projection: type[Projection], folder: Path, *, superseded: bool = False) -> Definition:

@@ -4,8 +4,10 @@ descriptors, so that nodes never decode.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everstate.commands.common import shown_payload
@@ -58,16 +60,18 @@ class Reading:
         """With the descriptors of a node. Without ``upcast`` no code of the user is run.
 
         Raises:
-            ConfigurationError: the upcasters of the current folder cannot be used, or there are
-                none.
+            ConfigurationError: the upcasters of EVERSTATE_APP (default: the current folder)
+                cannot be used, or there are none.
 
         """
         upcasters = Upcasters()
         if upcast:
-            upcasters = from_user_code(usercode.find())
+            app = os.environ.get("EVERSTATE_APP")
+            upcasters = from_user_code(usercode.find(Path(app) if app else None))
             if not len(upcasters):
+                where = f"in {app}" if app else "here"
                 raise ConfigurationError(
-                    "--upcast: no everstate.toml or pyproject.toml here names upcasters"
+                    f"--upcast: no everstate.toml or pyproject.toml {where} names upcasters"
                 )
         return cls(Decoder(NodeDescriptors(client), upcasters), upcast=upcast)
 

@@ -142,6 +142,17 @@ def test_hidden_names_of_the_folder_are_told(tmp_path: Path) -> None:
     assert code.hidden == ("migrations", "operations")
 
 
+@pytest.mark.parametrize("text", ["import operations", "def f():\n    from operations import x"])
+def test_an_import_that_would_get_ours_instead_of_the_users_is_refused(
+    tmp_path: Path, text: str
+) -> None:
+    name = f"shadowed{next(_serial)}"
+    write(tmp_path, operations_py="x = 1", **{f"{name}_py": text})
+    message = import_error(tmp_path, name)
+    line = text.count("\n") + 1
+    assert message.startswith(f"{name}.py:{line}: `import operations` means {tmp_path}/operations")
+
+
 def test_a_module_that_fails_is_refused_with_cause_and_place(tmp_path: Path) -> None:
     name = f"broken{next(_serial)}"
     write(tmp_path, **{f"{name}_py": "x = 1\nimport no_such_module_at_all"})
