@@ -162,10 +162,13 @@ class GroupStore:
 
     async def delete(self, name: str, *, timeout: float = 30) -> tuple[int, int]:
         """(group id, parked events that went with it). Raises `NotFound`."""
-        rows = await self._fetch("group_delete", check_group_name(name), timeout=timeout)
-        if not rows:
-            raise no_group(name)
-        return rows[0][0], rows[0][1]
+        group = await self.get(name, timeout=timeout)
+        async with self.database.connection(timeout, writing=True) as connection, _tx(connection):
+            await connection.fetch(self._sql("group_lock"), group.group_id)
+            row = await connection.fetchrow(self._sql("group_delete"), group.group_id)
+            if row is None:
+                raise no_group(name)
+            return group.group_id, row[0]
 
     async def get(self, name: str, *, timeout: float = 10) -> Group:
         """A group with its members and partitions. Raises `NotFound`."""
