@@ -14,13 +14,14 @@ TEXT: Final = "text/plain"
 class SchemaLimits:
     """What may be registered, and what one payload may become.
 
-    ``total_bytes`` bounds all registered files together, and so what a process that decodes holds;
+    ``total_bytes`` bounds all registered files together: checking a change of them takes a node some
+    thirty times as much memory for a moment, one change at a time.
     ``decoded_bytes`` and ``depth`` bound the JSON value of one payload.
     """
 
     set_bytes: int = 4_000_000
     files: int = 2_000
-    total_bytes: int = 16_000_000
+    total_bytes: int = 8_000_000
     decoded_bytes: int = 16_000_000
     depth: int = 100
 

@@ -120,13 +120,15 @@ def change(registered: Files, given: Files, limits: SchemaLimits) -> Change:
         raise TooLarge("all registered descriptors", len(after), limits.files, "files")
     if changed or superseded:
         build_pool(after)
+    # A message cannot have moved into a file that did not change: it would be there twice.
+    touched = [file for name, file in registered.items() if name in changed or name in superseded]
     return Change(
         tuple(
             FileChange(name, contents[name], tuple(file.dependency), tuple(_types(file)))
             for name, file in sorted(changed.items())
         ),
         tuple(sorted(superseded)),
-        tuple(compatibility.breaking(registered.values(), after.values())),
+        tuple(compatibility.breaking(touched, changed.values())),
     )
 
 

@@ -8,7 +8,7 @@ message's full name ("shop.ItemAdded"), which is the type URL without "type.goog
 Descriptors registered here let readers (projections, the command line, the console) turn payloads
 into JSON values. Nodes never decode events: GetDescriptors gives readers what they need to do it.
 
-Limits: a set 4 MB and 2,000 files; everything registered together 16 MB and 2,000 files.
+Limits: a set 4 MB and 2,000 files; everything registered together 8 MB and 2,000 files.
 """
 
 from collections import abc as _abc

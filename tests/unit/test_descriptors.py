@@ -154,6 +154,14 @@ def test_a_file_that_others_import_is_not_replaced_behind_their_back() -> None:
     assert change(parsed(CART, user), parsed(moved, user_too)).superseded == ("shop/cart.proto",)
 
 
+def test_a_message_that_moves_to_another_file_of_the_set_is_not_gone() -> None:
+    a, b = file("a.proto", message("A"), message("B")), file("b.proto", message("C"))
+    moved = file("a.proto", message("A")), file("b.proto", message("B"), message("C"))
+    done = change(parsed(a, b), parsed(*moved))
+    assert ([f.name for f in done.files], done.breaking) == (["a.proto", "b.proto"], ())
+    assert change(parsed(a, b), parsed(moved[0])).breaking == ("shop.B: is gone",)
+
+
 # -- compatibility -------------------------------------------------------------------------------
 
 BASE = (
