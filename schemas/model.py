@@ -14,8 +14,8 @@ TEXT: Final = "text/plain"
 class SchemaLimits:
     """What may be registered, and what one payload may become.
 
-    ``total_bytes`` bounds all registered files together: checking a change of them takes a node some
-    thirty times as much memory for a moment, one change at a time.
+    ``total_bytes`` bounds all registered files together: checking a change of them takes a node
+    some thirty times as much memory for a moment, one change at a time.
     ``decoded_bytes`` and ``depth`` bound the JSON value of one payload.
     """
 
