@@ -264,7 +264,7 @@ async def wait_for(
         if row["halted_segment"] is not None and row["halted_position"] < position:
             raise Conflict(
                 f"segment {row['halted_segment']} of projection {name!r} halted after position"
-                f" {row['halted_position']}: {(_json(row['error']) or {}).get('message', '')}"
+                f" {row['halted_position']}{_cause(_json(row['error']))}"
             )
         if loop.time() + pause_for > end:
             paused = f"; it is paused: {row['pause_reason']}" if row["paused"] else ""
@@ -274,6 +274,14 @@ async def wait_for(
             )
         await asyncio.sleep(pause_for)
         pause_for = min(pause_for * 1.5, _LONGEST_WAIT)
+
+
+def _cause(error: Any) -> str:
+    """Why it halted, as far as it may be logged: the message may hold values of the event."""
+    if not isinstance(error, dict):
+        return ""
+    words = [str(error[key]) for key in ("code", "sqlstate", "where") if error.get(key)]
+    return f" ({', '.join(words)}); `everstate projection show` has the cause"
 
 
 async def get_build(

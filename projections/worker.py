@@ -1,8 +1,8 @@
 """A worker: takes its fair share of the segments by leases, and runs them.
 
-Every worker announces the versions whose code it has, and takes as many segments as falls to it
-when those are shared evenly among the workers that could run them. What nobody takes for a while is
-taken by whoever can. A worker that dies is replaced when its leases run out; they are made to run
+Every worker announces the versions whose code it has. It takes segments while no other worker
+that could run them has fewer, and gives some to one that has clearly fewer. What nobody takes for a
+while is taken by whoever can. A worker that dies is replaced when its leases run out; they are made to run
 out a little earlier than the term, so that others have it within the term.
 """
 
@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import math
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -81,7 +81,12 @@ class _Sight:
 
     wanted: dict[str, tuple[Runnable, Definition]] = field(default_factory=dict)
     held_by: dict[str, str] = field(default_factory=dict)
-    able: Counter[tuple[str, int]] = field(default_factory=Counter)
+    able: dict[tuple[str, int], set[str]] = field(default_factory=lambda: defaultdict(set))
+    load: Counter[str] = field(default_factory=Counter)
+
+    def others(self, name: str, me: str) -> set[str]:
+        """The other workers that could run a segment."""
+        return self.able[self.wanted[name][0][:2]] - {me}
 
 
 class Worker:
@@ -183,12 +188,10 @@ class Worker:
             elif name in sight.wanted:
                 held.runner.view = sight.wanted[name][0]
         await self._let_go([name for name in self._held if name not in sight.wanted])
-        share = self._share(sight)
-        if len(self._held) > share and self._others_lack(sight):
-            surplus = sorted(self._held, key=lambda n: -sight.able[sight.wanted[n][0][:2]])
-            await self._let_go(surplus[: len(self._held) - share])
-            return
-        await self._take(sight, share)
+        surplus = self._surplus(sight)
+        await self._let_go(surplus)
+        if not surplus:
+            await self._take(sight)
         self._around.advance_seconds = max(_ADVANCE_SECONDS, len(self._held) / _ADVANCES)
 
     async def _see(self) -> _Sight:
@@ -201,8 +204,10 @@ class Worker:
         for view in await self._announcements.list():
             if view.held:
                 name, version, _ = view.name.split("/", 2)
-                sight.able[name, int(version)] += 1
+                sight.able[name, int(version)].add(view.holder)
         sight.held_by = {v.name: v.holder for v in await self._segments.list() if v.held}
+        sight.load = Counter(sight.held_by.values())
+        sight.load[self.holder] = len(self._held)
         return sight
 
     async def _definition_of(self, row: Runnable) -> Definition | None:
@@ -228,31 +233,38 @@ class Worker:
         for version in self._announced.keys() - versions:
             await self._announcements.release(self._announced.pop(version))
 
-    def _share(self, sight: _Sight) -> int:
-        """How many segments fall to this worker."""
-        each = (1 / max(sight.able[row.name, row.version], 1) for row, _ in sight.wanted.values())
-        return math.ceil(sum(each) - 1e-9)
+    def _surplus(self, sight: _Sight) -> list[str]:
+        """Segments that a worker with clearly less could run: it is to have them."""
+        surplus: list[str] = []
+        load = sight.load
+        for name in sorted(self._held, key=lambda n: -len(sight.others(n, self.holder))):
+            poorest = min(
+                sight.others(name, self.holder), key=lambda worker: load[worker], default=None
+            )
+            if poorest is not None and load[poorest] + 1 < load[self.holder]:
+                surplus.append(name)
+                load[poorest] += 1
+                load[self.holder] -= 1
+        return surplus
 
-    def _others_lack(self, sight: _Sight) -> bool:
-        """Whether another worker has clearly less: giving up something would even things out."""
-        if max(sight.able.values(), default=1) < 2:
-            return False
-        load = Counter(sight.held_by[name] for name in sight.wanted if name in sight.held_by)
-        others = {holder for holder in load if holder != self.holder}
-        workers = max(sight.able.values())
-        if len(others) < workers - 1:
-            return True
-        return min(load[holder] for holder in others) + 1 < len(self._held)
-
-    async def _take(self, sight: _Sight, share: int) -> None:
+    async def _take(self, sight: _Sight) -> None:
+        """Takes free segments: as many as surely fall to this worker, then those for which no other
+        has less to do, then those that nobody else took for a while.
+        """
         now = asyncio.get_running_loop().time()
+        mine, load = self.holder, sight.load
+        sure = math.floor(
+            sum(1 / (len(sight.others(name, mine)) + 1) for name in sight.wanted) + 1e-9
+        )
         free = [n for n in sight.wanted if n not in self._held and n not in sight.held_by]
         self._free_since = {name: self._free_since.get(name, now) for name in free}
         random.shuffle(free)
-        free.sort(key=lambda name: sight.able[sight.wanted[name][0][:2]])
+        free.sort(key=lambda name: len(sight.others(name, mine)))
         patience = self.settings.term.total_seconds() / 2
         for name in free:
-            if len(self._held) >= share and now - self._free_since[name] < patience:
+            least = min((load[worker] for worker in sight.others(name, mine)), default=0)
+            falls_to_me = load[mine] < sure or load[mine] <= least or not sight.others(name, mine)
+            if not falls_to_me and now - self._free_since[name] < patience:
                 continue
             lease = await self._segments.acquire(name)
             if lease is None:
@@ -261,6 +273,7 @@ class Worker:
             runner = SegmentRunner(self._around, definition, row, lease)
             task = asyncio.create_task(self._run(runner))
             self._held[name] = _Held(runner, task)
+            load[mine] += 1
             log.info(
                 "segment taken", projection=row.name, version=row.version, build=row.build,
                 segment=row.segment, epoch=lease.epoch,
@@ -309,6 +322,12 @@ class Worker:
         while True:
             await asyncio.sleep(pause)
             try:
+                # First, so that nobody waits for a worker whose segments have run out.
+                announced = list(self._announced.values())
+                known = await self._announcements.renew(announced, timeout=pause)
+                for version, lease in list(self._announced.items()):
+                    if lease in announced and lease.name not in known:
+                        del self._announced[version]
                 mine = {name: held.runner.lease for name, held in self._held.items()}
                 kept = await self._segments.renew(list(mine.values()), timeout=pause)
                 for name in mine.keys() - kept:
@@ -316,11 +335,6 @@ class Worker:
                     if held is not None:
                         held.task.cancel()
                         log.warning("lease lost", segment=name)
-                announced = list(self._announced.values())
-                known = await self._announcements.renew(announced, timeout=pause)
-                for version, lease in list(self._announced.items()):
-                    if lease in announced and lease.name not in known:
-                        del self._announced[version]
             except EverstateError as error:
                 log.warning("leases cannot be renewed", reason=error.message)
 

@@ -18,6 +18,7 @@ import psycopg
 import pytest
 
 from kernel.database import Database, DatabaseSettings
+from kernel.devdb import DevDatabase
 from projections import control
 from tests.projecting import COUNTS, fold, table
 from tests.support import (
@@ -299,3 +300,24 @@ def test_the_worker_runs_the_projections_of_the_sample(node: Node, database_url:
         assert {row[:2]: row[2:] for row in folders.fetchall()} == history.folders(lines)
     with contextlib.suppress(ProcessLookupError):
         worker.kill()
+
+
+async def test_invariant_7_postgresql_killed_while_a_worker_replays_history_applies_exactly_once(
+    postgres: DevDatabase, app: Path
+) -> None:
+    """History is applied without waiting for the disk: a crash may take back what was committed."""
+    with Node(postgres.dsn()) as node:
+        last = await write(node, 30_000, each=200)
+        workers = Workers(postgres.dsn(), app)
+        worker = await asyncio.to_thread(workers.start)
+        try:
+            for _ in range(2):
+                postgres.kill()
+                postgres.start()  # from the main thread: it dies with us
+            database = await Database.open(DatabaseSettings(postgres.dsn()))
+            await all_equal_a_fold(node, database, last)
+            assert worker.process.poll() is None, "the worker reconnected by itself"
+            await database.close()
+        finally:
+            worker.process.kill()
+            worker.process.wait()

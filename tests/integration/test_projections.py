@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
+from journal.model import Append, EntityAppend, NewEvent
 from journal.store import StoreJournal
 from kernel.database import Database, DatabaseSettings
 from kernel.errors import DeadlineExceeded, InvalidArgument, NotFound
 from projections import control
 from projections.model import ProjectedEvent, Projection, Tx
+from schemas.descriptors import Decoder
+from schemas.store import DescriptorStore
+from schemas.upcasters import Upcasters, upcaster
+from tests import protos
 from tests.projecting import (
     Totals,
     append,
@@ -59,6 +65,56 @@ async def test_invariant_7_tables_equal_a_fold_of_history_and_of_what_comes_live
         assert (row.events, row.position, row.head) == (4_500, last, last)
 
 
+async def test_protobuf_payloads_and_old_shapes_come_as_json_in_their_present_shape(
+    journal: StoreJournal,
+) -> None:
+    store = DescriptorStore(journal.database)
+    await store.add(protos.descriptor_set(protos.CART))
+    payload = protos.kind_of("shop.ItemAdded", protos.CART)(
+        product_id="p", quantity=2, price_cents=9007199254740993
+    ).SerializeToString()
+
+    @upcaster("Put", from_version=0, to="shop.ItemAdded", to_version=1)
+    def put(data: Any) -> Any:
+        return {"product_id": data["sku"], "quantity": 1, "price_cents": 5}
+
+    @upcaster("shop.ItemAdded", from_version=0)
+    def as_it_is(data: Any) -> Any:
+        return data
+
+    made = (
+        NewEvent("shop.ItemAdded", payload, "application/protobuf"),
+        NewEvent("Put", b'{"sku": "q"}', "application/json"),
+        NewEvent("shop.ItemRemoved", b"", "application/protobuf"),
+    )
+    await journal.append("default", Append((EntityAppend("thing", "a"),), made))
+    text = """\
+-- projection: counts
+-- version: 1
+CREATE TABLE counts (position bigint, product text, quantity int, cents bigint);
+-- on: shop.ItemAdded
+INSERT INTO counts VALUES
+  (:meta.position, :data.product_id, :data.quantity, :data.price_cents);
+"""
+    seen: list[tuple[int, str, int]] = []
+
+    class Seeing(Projection):
+        name = "seeing"
+        version = 1
+        event_types = ("shop.ItemAdded",)
+
+        async def apply(self, events: Sequence[ProjectedEvent], tx: Tx) -> None:
+            seen.extend((e.position, e.data["product_id"], e.schema_version) for e in events)
+
+    decoder = Decoder(store, Upcasters([put, as_it_is]))
+    async with working(journal, counts(text=text), python(Seeing), decoder=decoder):
+        await reached(journal.database, "counts", 3)
+        await reached(journal.database, "seeing", 3)
+    rows = await journal.database.fetch("SELECT * FROM rm_counts.counts ORDER BY position")
+    assert [tuple(row) for row in rows] == [(1, "p", 2, 9007199254740993), (2, "q", 1, 5)]
+    assert seen == [(1, "p", 1), (2, "q", 1)]
+
+
 async def test_a_projection_sees_what_an_event_says(journal: StoreJournal) -> None:
     seen: list[ProjectedEvent] = []
 
@@ -68,8 +124,6 @@ async def test_a_projection_sees_what_an_event_says(journal: StoreJournal) -> No
 
         async def apply(self, events: Sequence[ProjectedEvent], tx: Tx) -> None:
             seen.extend(events)
-
-    from journal.model import Append, EntityAppend, NewEvent
 
     made = (
         NewEvent("A", b'{"n": 1}', "application/json", 0, "", '{"user": "x"}',
@@ -392,3 +446,19 @@ async def test_a_version_without_its_code_stands_still_if_python_and_goes_on_if_
         await reached(journal.database, "counts", last)
         assert (await control.get_projection(journal.database, "totals")).position == first
     assert await table(journal.database) == await folded(journal)
+
+
+async def test_what_only_one_worker_has_the_code_of_is_run_by_that_one(
+    journal: StoreJournal,
+) -> None:
+    class Other(Totals):
+        name = "totals_too"
+        tables = Totals.tables
+
+    both, one = python(Totals), python(Other)
+    async with working(journal, both, one) as able, working(journal, both) as limited:
+
+        async def shared() -> bool:
+            return able.held == ["totals_too/1/1/0"] and limited.held == ["totals/1/1/0"]
+
+        await eventually_async(shared, "each has what falls to it")
