@@ -1,9 +1,9 @@
 """A worker: takes its fair share of the segments by leases, and runs them.
 
 Every worker announces the versions whose code it has. It takes segments while no other worker
-that could run them has fewer, and gives some to one that has clearly fewer. What nobody takes for a
-while is taken by whoever can. A worker that dies is replaced when its leases run out; they are made to run
-out a little earlier than the term, so that others have it within the term.
+that could run them has fewer, and gives some to one that has clearly fewer. What nobody takes for
+a while is taken by whoever can. A worker that dies is replaced when its leases run out; they are
+made to run out a little earlier than the term, so that others have it within the term.
 """
 
 from __future__ import annotations
