@@ -15,13 +15,13 @@ from starlette.exceptions import HTTPException
 from admin_ui import errors
 from admin_ui.access import Route
 from admin_ui.guard import Application, Guard
-from admin_ui.routes import members, projections, read, replays, system, tokens
+from admin_ui.routes import groups, members, projections, read, replays, system, tokens
 from admin_ui.services import AdminSettings, Gate, Services
 from kernel.database import Database
 from kernel.errors import EverstateError, InternalError, InvalidArgument, NotFound
 from kernel.token_store import Tokens
 
-ROUTES = (system, tokens, members, projections, replays, read)
+ROUTES = (system, tokens, members, projections, replays, groups, read)
 
 
 def application(services: Services) -> Application:

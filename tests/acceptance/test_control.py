@@ -83,7 +83,7 @@ def test_all_processes_of_dev_are_members(dev: Dev) -> None:
         with urllib.request.urlopen(request, timeout=5) as response:
             return {row["kind"] for row in json.load(response)["rows"] if row["alive"]}
 
-    eventually(lambda: kinds() >= {"node", "admin"}, "both have announced themselves")
+    eventually(lambda: kinds() >= {"node", "worker", "admin"}, "all have announced themselves")
 
 
 def test_the_token_of_dev_is_in_no_line_and_no_argument(dev: Dev) -> None:

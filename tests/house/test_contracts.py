@@ -212,6 +212,7 @@ SHOWN = CLIENT | {"--json"}
         ("projection rebuild", SHOWN | {"name", "--auto-switch", "--follow"}),
         ("projection switch", SHOWN | {"name", "--version", "--build"}),
         ("projection rollback", SHOWN | {"name"}),
+        ("projection replay", SHOWN | {"name", "--entity", "--type", "--from", "--to", "--reason"}),
         ("projection wait", SHOWN | {"name", "--position", "--timeout"}),
         ("migrate", {"--sql", "--check"}),
         ("import", SHOWN | {"file", "--rate", "--skip-bad", "--log"}),

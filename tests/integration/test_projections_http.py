@@ -17,6 +17,9 @@ import pytest
 from admin_ui import app as admin_app
 from admin_ui.guard import Limits
 from admin_ui.services import AdminSettings
+from everstate.commands.group import _line
+from journal.groups.model import GroupSettings
+from journal.groups.store import GroupStore
 from kernel.database import Database
 from kernel.principals import Role
 from kernel.token_store import Tokens
@@ -141,6 +144,25 @@ async def test_a_rebuild_is_ordered_once_and_can_be_given_up(http: Asgi) -> None
     (await http.post(f"{ONE}/switch", {"version": 9})).problem(404, "NOT_FOUND")
     assert (await http.post(f"{ONE}/discard")).ok()["state"] in ("failed", "retired")
     assert (await http.post(f"{ONE}/rebuild")).status == 202
+
+
+async def test_groups_are_looked_at(http: Asgi, database: Database) -> None:
+    store = GroupStore(database)
+    for name in ("billing", "mail", "search"):
+        await store.create(name, 1, GroupSettings(entity_types=("order",), partitions=4), 0)
+    first = (await http.get("/api/v1/groups", {"limit": 2})).ok()
+    assert [row["name"] for row in first["rows"]] == ["billing", "mail"]
+    rest = (await http.get("/api/v1/groups", {"next": first["next"]})).ok()
+    assert ([row["name"] for row in rest["rows"]], rest["next"]) == (["search"], None)
+    row = rest["rows"][0]
+    assert row["settings"]["entity_types"] == ["order"]
+    assert row["settings"]["ack_timeout_ms"] == 30_000
+    assert row.keys() == _line(await store.get("search")).keys(), "as the command line has it"
+    one = (await http.get("/api/v1/groups/search")).ok()
+    assert len(one["partitions"]) == 4
+    assert (await http.get("/api/v1/groups/search/parked")).ok() == {"rows": [], "next": None}
+    (await http.get("/api/v1/groups/nosuch")).problem(404, "NOT_FOUND")
+    (await http.get("/api/v1/groups/Bad-Name")).problem(400, "INVALID_ARGUMENT")
 
 
 # -- the command line ----------------------------------------------------------------------------

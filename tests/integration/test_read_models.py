@@ -274,9 +274,9 @@ INSERT INTO things VALUES
 THINGS = "/api/v1/read/things/things"
 
 
-async def test_values_are_written_without_loss(database: Database) -> None:
-    await make_read_model(database, "things", VALUES)
-    answer = await settled(database).get(THINGS)
+async def test_values_are_written_without_loss(any_database: Database) -> None:
+    await make_read_model(any_database, "things", VALUES)
+    answer = await settled(any_database).get(THINGS)
     one, nulls, three, four = answer.ok()["rows"]
     assert b'"big":9223372036854775807,' in answer.body
     assert b'"n": 12345678901234567890' in answer.body, "numbers within json are not rounded"
@@ -305,9 +305,9 @@ COLUMNS = (
 )  # fmt: skip
 
 
-async def test_every_type_can_be_ordered_paged_and_compared(database: Database) -> None:
-    await make_read_model(database, "things", VALUES)
-    http = settled(database)
+async def test_every_type_can_be_ordered_paged_and_compared(any_database: Database) -> None:
+    await make_read_model(any_database, "things", VALUES)
+    http = settled(any_database)
     for column in COLUMNS:
         for order in (column, f"-{column}"):
             found = await everything(http, THINGS, {"order": order, "limit": 1})
@@ -455,7 +455,7 @@ async def test_a_page_is_bounded_in_bytes_too(database: Database) -> None:
 
 
 async def test_a_view_of_a_user_cannot_write_nor_read_what_is_not_a_read_model(
-    database: Database,
+    any_database: Database,
 ) -> None:
     tables = (
         "CREATE TABLE t (id int PRIMARY KEY);"
@@ -466,14 +466,14 @@ async def test_a_view_of_a_user_cannot_write_nor_read_what_is_not_a_read_model(
         "CREATE VIEW peeks AS SELECT peek() AS n;"
         "CREATE VIEW pokes AS SELECT poke() AS n"
     )
-    await make_read_model(database, "spy", tables)
-    http = settled(database)
+    await make_read_model(any_database, "spy", tables)
+    http = settled(any_database)
     for view in ("peeks", "pokes"):
         answer = await http.get(f"/api/v1/read/spy/{view}")
         assert answer.status >= 400, answer.body
         assert b"tokens" not in answer.body
     assert (await http.get("/api/v1/read/spy/t")).ok()["rows"] == []
-    row = await database.fetchrow("SELECT current_user = session_user")
+    row = await any_database.fetchrow("SELECT current_user = session_user")
     assert row[0], "the role did not stay with the connection"
 
 
