@@ -1,4 +1,4 @@
-"""The whole way: import, project, wait, read over HTTP and SQL, rebuild, switch, go back, replay."""
+"""The whole way: import, project, wait, read over HTTP and by SQL, rebuild, switch, replay."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import csv
 import io
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from admin_ui import app as admin_app
 from admin_ui.services import AdminSettings
-from kernel.database import Database
+from kernel.database import Database, DatabaseSettings
 from tests.asgi import Asgi
 from tests.readmodels import make_read_model, reach
 
@@ -26,6 +27,14 @@ CREATE TABLE lines (a int, b text);
 INSERT INTO lines SELECT i % 3, CASE i % 2 WHEN 0 THEN 'x' END FROM generate_series(1, 50) i;
 """
 PATH = "/api/v1/read/repo/files"
+
+
+@pytest.fixture
+async def any_database(any_database_url: str) -> AsyncIterator[Database]:
+    """PostgreSQL 18 and 15."""
+    opened = await Database.open(DatabaseSettings(any_database_url))
+    yield opened
+    await opened.close()
 
 
 @pytest.fixture
