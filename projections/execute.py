@@ -231,11 +231,12 @@ async def commit(
     *,
     replaying: bool,
     parked: Sequence[object] = (),
+    state: str | None = None,
 ) -> list[Effect]:
     """Applies ``rows`` and moves the segment from where it is to ``to``; gives the effects to run.
 
     Without an ``applier`` only the checkpoint moves. ``parked``: an event to keep as passed over
-    (arguments $4… of park.sql).
+    (arguments $4… of park.sql). ``state``: the build's, as it is believed to be.
 
     Raises:
         Poison: the rows cannot be applied. `Moved`: look again where the segment is. `LeaseLost`:
@@ -262,7 +263,7 @@ async def commit(
                     raise TooManyParked
                 moved = await store.run(
                     connection, "advance", schema, *key, segment.segment, segment.position, to,
-                    len(rows),
+                    len(rows), state,
                 )  # fmt: skip
                 if moved is None:
                     raise Moved

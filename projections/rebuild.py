@@ -224,6 +224,7 @@ class Rebuilds:
         within: timedelta,
     ) -> Build:
         end = time.monotonic() + within.total_seconds()
+        patience = time.monotonic() + within.total_seconds() / 2
         async with self._locked(name) as (connection, state):
             if key is not None and key == state.live.key:
                 return state.live
@@ -232,7 +233,8 @@ class Rebuilds:
         try:
             pause = _FIRST_PAUSE
             while True:
-                problem = await self._try_switch(name, state.live, target)
+                level = time.monotonic() < patience
+                problem = await self._try_switch(name, state.live, target, level=level)
                 if problem is None:
                     return target
                 if time.monotonic() + pause > end:
@@ -242,8 +244,14 @@ class Rebuilds:
         finally:
             await self._release(name)
 
-    async def _try_switch(self, name: str, live: Build, target: Build) -> EverstateError | None:
-        """One attempt; what was in the way."""
+    async def _try_switch(
+        self, name: str, live: Build, target: Build, *, level: bool
+    ) -> EverstateError | None:
+        """One attempt; what was in the way.
+
+        ``level``: only when the live build is at the same position too. Effects run for the live
+        build only, so those of events that it leaves to the other one would run for neither.
+        """
         try:
             async with self._locked(name) as (connection, state):
                 now = state.find(target.key)
@@ -253,6 +261,8 @@ class Rebuilds:
                     raise Conflict(f"projection {name!r} was switched by somebody else meanwhile")
                 if now.low < state.live.high:
                     return _behind(name, now, state)
+                if level and state.live.low < now.high and _goes_on(state):
+                    return Conflict(f"projection {name!r}: the live build is behind {now.title}")
                 reader = reader_role(state.database, self._database.schema)
                 await connection.execute(
                     self._sql("rebuild_publish"),
@@ -413,6 +423,12 @@ def _choose(
     if target.state not in states:
         raise _not_ready(name, target)
     return target
+
+
+def _goes_on(state: _State) -> bool:
+    """Whether the live build may be expected to come further."""
+    live = state.live
+    return bool(live.held) and not live.halted and state.paused is None
 
 
 def _age(build: Build) -> tuple[bool, float, tuple[int, int]]:

@@ -135,9 +135,10 @@ class SegmentRunner:
         while not self._stopping.is_set():
             began = self.position
             try:
-                self.position, stop = await store.checkpoint(self._around.database, self.segment)
+                found = await store.checkpoint(self._around.database, self.segment)
+                self.position, stop, state = found
                 # Sooner than the worker's next look: a switch waits for it.
-                self.view = self.view._replace(stop_position=stop)
+                self.view = self.view._replace(stop_position=stop, state=state)
                 began = self.position
                 if self._is_at_stop():
                     await self._rest(_LOOK_AGAIN)
@@ -296,6 +297,7 @@ class SegmentRunner:
             effects = await commit(
                 self._around.database, self.target, self._applier if rows else None, rows, to,
                 replaying=view.state != "live" or to <= view.target_position, parked=parked,
+                state=view.state,
             )  # fmt: skip
         self.position = to
         self._written_at = loop.time()

@@ -56,13 +56,13 @@ async def runnable(database: Database, *, timeout: float | None = 10) -> list[Ru
 
 async def checkpoint(
     database: Database, segment: Segment, *, timeout: float | None = 10
-) -> tuple[int, int | None]:
-    """Where a segment stands, and where it is told to stop."""
+) -> tuple[int, int | None, str]:
+    """Where a segment stands, where it is told to stop, and the state of its build."""
     row = await database.fetchrow(
         sql.load("projections", "checkpoint", database.schema),
         segment.name, segment.version, segment.build, segment.segment, timeout=timeout,
     )  # fmt: skip
-    return (row["position"], row["stop_position"]) if row else (segment.position, None)
+    return tuple(row) if row else (segment.position, None, "retired")
 
 
 async def source_of(

@@ -1,5 +1,7 @@
 -- Moves the checkpoint of a segment together with what its batch wrote: compare and set.
--- $1 name, $2 version, $3 build, $4 segment, $5 position before, $6 position after, $7 events.
+-- $1 name, $2 version, $3 build, $4 segment, $5 position before, $6 position after, $7 events,
+-- $8 the state that the build is believed to be in: effects run for the live build only, so a batch
+-- that was applied for another state must not commit (null: any that is worked on).
 -- Row: position; no row: somebody else moved it, it halted, is paused or told to stop, or its build
 -- ended: roll back and look again. The projection's row is locked first, so that a pause or a switch
 -- waits for batches that are being committed and refuses later ones. The build's row is locked too:
@@ -11,7 +13,7 @@ WITH p AS MATERIALIZED (
 ), b AS MATERIALIZED (
   SELECT x.name FROM everstate.projection_builds x JOIN p ON p.name = x.name
   WHERE x.name = $1 AND x.version = $2 AND x.build = $3
-    AND x.state IN ('building', 'ready', 'live', 'previous')
+    AND x.state IN ('building', 'ready', 'live', 'previous') AND x.state = coalesce($8, x.state)
     AND (x.stop_position IS NULL OR $6 <= x.stop_position OR x.stop_until <= clock_timestamp())
   FOR SHARE OF x
 )

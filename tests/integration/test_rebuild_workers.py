@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
+from typing import ClassVar
 
 import pytest
 
@@ -12,13 +14,14 @@ from journal.model import ReadQuery
 from journal.store import StoreJournal, StoreSettings
 from kernel.database import Database, DatabaseSettings
 from projections import control, registration, sqlfile
-from projections.model import Definition
+from projections.model import Definition, ProjectedEvent, Projection, Tx
+from projections.registry import define
 from projections.replay import Selection
 from projections.upkeep import Replaying, Upkeep
 from projections.worker import Worker, WorkerSettings
 from schemas.descriptors import Decoder
 from tests.by_hand import Hand
-from tests.support import eventually_async, running
+from tests.support import ROOT, eventually_async, running
 
 TOTALS = """
 -- projection: totals
@@ -192,6 +195,58 @@ async def test_a_new_version_is_built_beside_the_live_one_and_the_old_one_is_dro
         await eventually_async(dropped, "version 1 is dropped")
         await caught_up(hand)
         assert await rows(hand) == await fold(hand, by=10)
+
+
+class Told(Projection):
+    """Tells every event to the world, once it is committed."""
+
+    name = "told"
+    version = 1
+    tables = "CREATE TABLE told (position bigint PRIMARY KEY)"
+    world: ClassVar[list[int]] = []
+
+    async def apply(self, events: Sequence[ProjectedEvent], tx: Tx) -> None:
+        await tx.executemany("INSERT INTO told VALUES ($1)", [(e.position,) for e in events])
+        for event in events:
+            tx.after_commit(partial(self.tell, event.position))
+
+    async def tell(self, position: int) -> None:
+        self.world.append(position)
+
+
+async def test_effects_run_once_for_every_event_over_switches_and_rollbacks(
+    store: StoreJournal, hand: Hand
+) -> None:
+    Told.world.clear()
+    async with worker(store, define(Told, ROOT)):
+        async with flow(hand):
+            await control.rebuild(hand.database, "told")
+
+            async def ready() -> bool:
+                return (await control.get_build(hand.database, "told", 1, 2)).state == "ready"
+
+            await eventually_async(ready, "the new build has caught up", 40)
+            for _ in range(3):
+                told = len(Told.world)
+                await control.switch(hand.database, "told", 1, 2, within=timedelta(seconds=15))
+                await eventually_async(
+                    lambda told=told: _longer(told), "the new build tells", 20
+                )  # fmt: skip
+                await control.rollback(hand.database, "told", within=timedelta(seconds=15))
+        head = (await hand.journal.get_log("default")).head
+        await control.wait_for(hand.database, "told", head, timedelta(seconds=30))
+
+        async def all_told() -> bool:
+            return len(Told.world) >= head
+
+        await eventually_async(all_told, "the last event is told")
+    # An append that was cancelled may have been written all the same.
+    head = max(Told.world)
+    assert sorted(Told.world) == list(range(1, head + 1))
+
+
+async def _longer(than: int) -> bool:
+    return len(Told.world) > than
 
 
 async def test_a_replay_while_events_flow_in_keeps_invariant_7(
