@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -182,6 +183,19 @@ class Projected:
     async def __aexit__(self, *_: object) -> None:
         if self.worker is not None:
             await asyncio.to_thread(self.worker.stop)
+        # Any worker runs an SQL-only projection: the next round's must not go on with this one.
+        if await self.build():
+            async with self.control() as database:
+                await control.pause(database, self.name, "its round is over")
+
+    @contextlib.asynccontextmanager
+    async def control(self) -> AsyncIterator[Database]:
+        """The database as operators use it."""
+        database = await Database.open(DatabaseSettings(self._space.stack.database.dsn()))
+        try:
+            yield database
+        finally:
+            await database.close()
 
     def cpu(self) -> float:
         """CPU seconds of the worker so far."""
@@ -329,14 +343,11 @@ async def rebuild(space: Workspace, seconds: float) -> Sample:  # noqa: ARG001 -
         async def switched() -> bool:
             return await projected.build() > old
 
-        database = await Database.open(DatabaseSettings(space.stack.database.dsn()))
-        try:
+        async with projected.control() as database:
             began = time.perf_counter()
             await control.rebuild(database, projected.name, auto_switch=True)
             await projected.until(switched, REBUILD_SECONDS)
             took = time.perf_counter() - began
-        finally:
-            await database.close()
     events = await projected.check()
     if events != EVENTS:
         raise BenchmarkError(f"{events} of {EVENTS} events are in the table")
