@@ -12,7 +12,7 @@ from kernel.database import Database
 from kernel.errors import Conflict, InvalidArgument, NotFound
 from kernel.leases import Leases
 from projections import control, replay, sqlfile
-from projections.execute import Moved
+from projections.execute import Moved, commit
 from projections.model import Definition, ProjectedEvent, Projection, Tx
 from projections.registry import define
 from projections.replay import Selection
@@ -368,6 +368,19 @@ async def test_a_batch_that_waits_while_its_build_is_stopped_does_not_commit(
     with pytest.raises(Moved):
         await catching_up
     assert await rows(hand.database) == FOLD
+
+
+async def test_a_batch_that_was_applied_for_another_state_of_its_build_does_not_commit(
+    hand: Hand,
+) -> None:
+    position = await hand.append("thing-1", by=1)
+    (segment, *_) = [s for s in await hand.segments("sums") if s.segment == 1]
+    assert segment.state == "live"
+    target = await hand.target(segment)
+    # Effects run for the live build only: this worker had not seen yet that it went live.
+    with pytest.raises(Moved):
+        await commit(hand.database, target, None, [], position, replaying=True, state="ready")
+    await commit(hand.database, target, None, [], position, replaying=True, state="live")
 
 
 # -- orders of builds, made by the upkeep of workers -----------------------------------------------
