@@ -1,4 +1,5 @@
-"""Writes docs/reference/ from the code: settings, metrics, errors, the command line, the protocol.
+"""Writes docs/reference/ from the code: settings, metrics, errors, the command line,
+the HTTP API, the protocol.
 
 `scripts/reference` writes the pages; `scripts/reference --check` exits 1 when one of them is not
 what the code says. A house test does the same, so what these pages say is true.
@@ -10,12 +11,15 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from prometheus_client.metrics import MetricWrapperBase
 from typer.main import get_command
 
+from admin_ui import app as admin_api
+from admin_ui.access import Route
 from admin_ui.errors import STATUSES
+from admin_ui.services import AdminSettings as AppSettings
 from everstate.cli import EXIT_CODES, app
 from everstate.settings import AdminSettings, DatabaseChoice, NodeSettings, WorkerSettings
 from kernel import errors as tree
@@ -273,6 +277,91 @@ def _default(param: Any) -> str:
     return f"`{param.default:g}`" if isinstance(param.default, float) else f"`{param.default}`"
 
 
+# -- the HTTP API --------------------------------------------------------------------------------
+
+
+def http() -> Iterator[str]:
+    yield "# HTTP API"
+    yield ""
+    yield "`everstate admin`, default port 7480. `/openapi.json` says the same to programs. Tokens,"
+    yield "errors, pages and idempotency keys:"
+    yield "[The admin and tokens](../operations/admin-and-tokens.md); values, conditions and CSV:"
+    yield "[Query read models](../how-to/query-read-models.md). Wherever GET is, HEAD is too."
+    yield "A role may do what those before it may: viewer, operator, admin."
+    yield ""
+    app = admin_api.api(admin_api.services(cast(Any, None), AppSettings()))
+    document = app.openapi_schema or {}
+    ours = [route for route in app.routes if isinstance(route, Route)]
+    routes = {(route.path, method): route.access for route in ours for method in route.methods}
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            access = routes[path, method.upper()]
+            yield f"## {method.upper()} {path}"
+            yield ""
+            free = "; in `everstate dev` none from this machine" if access.open_in_dev else ""
+            yield f"Role: {access.role.word}{free}."
+            yield ""
+            for paragraph in operation["description"].split("\n\n"):
+                yield " ".join(paragraph.split())
+                yield ""
+            rows = [_parameter(p) for p in operation.get("parameters", ()) if p["in"] != "header"]
+            if rows:
+                yield from table(("parameter", "in", "allowed", "meaning"), rows)
+            if fields := _body(document, operation):
+                yield from table(("field of the body", "allowed", "default", "meaning"), fields)
+
+
+def _parameter(parameter: dict[str, Any]) -> tuple[str, ...]:
+    schema = parameter["schema"]
+    meaning = parameter.get("description", "")
+    if schema.get("default") not in (None, ""):
+        meaning = f"{meaning} Default: `{schema['default']}`.".strip()
+    name = f"`{parameter['name']}`" + (" (required)" if parameter.get("required") else "")
+    return name, parameter["in"], _schema(schema), meaning
+
+
+def _body(document: dict[str, Any], operation: dict[str, Any]) -> list[tuple[str, ...]]:
+    content = operation.get("requestBody", {}).get("content", {}).get("application/json")
+    if content is None:
+        return []
+    options = [content["schema"], *content["schema"].get("anyOf", ())]
+    reference = next(option["$ref"] for option in options if "$ref" in option)
+    model = document["components"]["schemas"][reference.rpartition("/")[2]]
+    return [
+        (
+            f"`{name}`",
+            _schema(field),
+            "required" if name in model.get("required", ()) else f"`{field.get('default')}`",
+            field.get("description", ""),
+        )
+        for name, field in model["properties"].items()
+    ]
+
+
+def _schema(schema: dict[str, Any]) -> str:
+    options = [option for option in schema.get("anyOf", [schema]) if option.get("type") != "null"]
+    first = options[0]
+    if "$ref" in first:
+        return first["$ref"].rpartition("/")[2]
+    if "enum" in first:
+        return ", ".join(f"`{value}`" for value in first["enum"])
+    kind = {"integer": "whole number", "string": "text", "boolean": "`true`, `false`"}
+    words = [kind.get(first.get("type", ""), first.get("type", "any"))]
+    if first.get("type") == "array":
+        words = [f"list of {_schema(first['items'])}"]
+    if "minimum" in first:
+        words.append(f"from {first['minimum']}")
+    if "exclusiveMinimum" in first:
+        words.append(f"above {first['exclusiveMinimum']}")
+    if "maximum" in first:
+        words.append(f"to {first['maximum']}")
+    if "maxLength" in first:
+        words.append(f"of at most {first['maxLength']} characters")
+    if "maxItems" in first:
+        words.append(f"of at most {first['maxItems']}")
+    return " ".join(words)
+
+
 # -- the protocol --------------------------------------------------------------------------------
 
 _FIELD = re.compile(r"(?:(repeated|optional) )?([\w.]+) (\w+) = (\d+);")
@@ -348,6 +437,7 @@ WRITERS: dict[str, Callable[[], Iterator[str]]] = {
     "metrics.md": metrics,
     "errors.md": errors,
     "cli.md": cli,
+    "http.md": http,
     "protocol.md": protocol,
 }
 

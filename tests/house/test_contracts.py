@@ -10,10 +10,15 @@ import dataclasses
 import inspect
 import re
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import typer
 
+from admin_ui import app as admin_app
+from admin_ui.access import Route
+from admin_ui.errors import problem
+from admin_ui.services import AdminSettings as AppSettings
 from everstate import control, lifecycle
 from everstate.cli import EXIT_CODES, app
 from everstate.commands import common, dev
@@ -243,6 +248,41 @@ SHOWN = CLIENT | {"--json"}
 )
 def test_commands_have_these_arguments_and_options(command: str, flags: set[str]) -> None:
     assert flags <= options(command).keys()
+
+
+def test_the_http_api_keeps_its_paths() -> None:
+    app = admin_app.api(admin_app.services(cast(Any, None), AppSettings()))
+    one = "/api/v1/projections/{name}"
+    held = {
+        "GET": {
+            "/healthz", "/readyz", "/metrics", "/openapi.json", "/api/v1/whoami", "/api/v1/tokens",
+            "/api/v1/members", "/api/v1/projections", one, f"{one}/builds", f"{one}/segments",
+            f"{one}/parked", f"{one}/wait", "/api/v1/groups", "/api/v1/groups/{name}",
+            "/api/v1/read/{projection}/{table}", "/api/v1/read/{projection}",
+        },
+        "POST": {
+            "/api/v1/tokens", "/api/v1/tokens/{name}/revoke", f"{one}/pause", f"{one}/resume",
+            f"{one}/rebuild", f"{one}/switch", f"{one}/rollback", f"{one}/replays",
+        },
+    }  # fmt: skip
+    for method, paths in held.items():
+        there = {r.path for r in app.routes if isinstance(r, Route) and method in r.methods}
+        assert paths <= there
+    open_in_dev = {r.path for r in app.routes if isinstance(r, Route) and r.access.open_in_dev}
+    assert open_in_dev == {
+        "/healthz", "/openapi.json", "/api/v1/read/{projection}",
+        "/api/v1/read/{projection}/{table}",
+    }  # fmt: skip
+    read = (app.openapi_schema or {})["paths"]["/api/v1/read/{projection}/{table}"]["get"]
+    limit = next(p["schema"] for p in read["parameters"] if p["name"] == "limit")
+    assert (limit["default"], limit["minimum"], limit["maximum"]) == (100, 1, 10_000)
+    assert {p["name"] for p in read["parameters"]} >= {"order", "next", "min_position", "format"}
+
+
+def test_problems_have_these_members() -> None:
+    said = problem(errors.InvalidArgument("limit", "is too large"))
+    assert (said["code"], said["status"], said["field"]) == ("INVALID_ARGUMENT", 400, "limit")
+    assert said.keys() == {"type", "title", "status", "code", "detail", "field", "hint"}
 
 
 def test_lists_show_everything_unless_limited() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import csv
 import io
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,7 @@ from admin_ui.services import AdminSettings
 from kernel.database import Database, DatabaseSettings
 from tests.asgi import Asgi
 from tests.readmodels import make_read_model, reach
+from tests.support import running
 
 SETTINGS = AdminSettings(dev=True)  # reading needs no token there
 FILES = """
@@ -112,6 +114,23 @@ async def test_a_table_without_a_key_is_paged_too_and_equal_rows_are_all_given(
     assert counts == {
         (0, None): 8, (0, "x"): 8, (1, None): 9, (1, "x"): 8, (2, None): 8, (2, "x"): 9,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("order", [None, "b", "-a,-b"])
+async def test_so_is_one_whose_columns_are_never_null(
+    database: Database, order: str | None
+) -> None:
+    tables = (
+        "CREATE TABLE t (a int NOT NULL, b text NOT NULL);"
+        "INSERT INTO t SELECT i % 2, 'b' || i % 3 FROM generate_series(1, 40) i"
+    )
+    await make_read_model(database, "same", tables)
+    http = settled(database)
+    query = {"order": order} if order else {}
+    for limit in (1, 6, 7, 39, 40):
+        found = await everything(http, "/api/v1/read/same/t", query | {"limit": limit})
+        counts = Counter((row["a"], row["b"]) for row in found)
+        assert sorted(counts.values()) == [6, 6, 7, 7, 7, 7], limit
 
 
 async def test_rows_that_come_and_go_between_pages_shift_nothing(
@@ -505,11 +524,10 @@ async def test_rows_and_position_are_of_one_moment(database: Database) -> None:
         "CREATE TABLE t (id int PRIMARY KEY, n bigint); INSERT INTO t VALUES (1, 0)",
     )
     http = settled(database)
-    stop = asyncio.Event()
 
     async def write() -> None:
         n = 0
-        while not stop.is_set():
+        while True:
             n += 1
             async with database.connection() as connection, connection.transaction():
                 await connection.execute("UPDATE rm_pair_v1.t SET n = $1", n)
@@ -517,14 +535,12 @@ async def test_rows_and_position_are_of_one_moment(database: Database) -> None:
                     "UPDATE everstate.projection_checkpoints SET position = $1", n
                 )
 
-    writer = asyncio.create_task(write())
     positions = set()
-    for _ in range(60):
-        page = (await http.get("/api/v1/read/pair/t")).ok()
-        assert page["rows"][0]["n"] == page["position"]
-        positions.add(page["position"])
-    stop.set()
-    await writer
+    async with running(write()):
+        for _ in range(60):
+            page = (await http.get("/api/v1/read/pair/t")).ok()
+            assert page["rows"][0]["n"] == page["position"]
+            positions.add(page["position"])
     assert len(positions) > 5
 
 
