@@ -74,7 +74,11 @@ class NodeServer:
                 ("grpc.max_send_message_length", 2 * message_bytes),
                 # Two servers on one port would share its connections silently.
                 ("grpc.so_reuseport", 0),
-                ("grpc.keepalive_time_ms", 30_000),
+                # A client whose machine is gone or frozen is noticed within ten seconds.
+                ("grpc.keepalive_time_ms", 4_000),
+                ("grpc.keepalive_timeout_ms", 6_000),
+                ("grpc.http2.ping_timeout_ms", 6_000),
+                ("grpc.http2.max_pings_without_data", 0),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),
             ],

@@ -11,15 +11,18 @@ import contextlib
 import os
 import random
 import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 
+import pytest
+
 from kernel.devdb import DevDatabase
 from sidecar_api.client import Client, ClientSettings, GroupSettings, ReadQuery
 from sidecar_api.client.groups import GroupDelivery, Member
-from tests.support import Node, eventually_async, one
+from tests.support import ROOT, Node, eventually_async, one
 
 QUICK = GroupSettings(
     ack_timeout=timedelta(seconds=20),
@@ -264,3 +267,49 @@ async def test_a_member_that_never_acks_does_not_stop_the_others(database_url: s
                         return (await client.groups.get("g")).parked >= 32
 
                     await eventually_async(parked, "what the stuck member had is parked", 20)
+
+
+MEMBER = """
+import asyncio, sys
+from everstate.client import Client
+
+async def main():
+    async with Client(sys.argv[1]) as client:
+        async with client.groups.join("g", name="frozen", credit=10) as member:
+            async for delivery in member:
+                print(delivery.event.position, flush=True)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP], ids=lambda s: s.name)
+async def test_a_member_process_that_is_killed_or_frozen_is_replaced_within_the_term(
+    database_url: str, end: signal.Signals
+) -> None:
+    with Node(database_url) as node:
+        async with node.client(PATIENT) as client:
+            await client.groups.create("g", QUICK)
+            await load(client, 100, 50)
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", MEMBER, node.url, cwd=ROOT, stdout=asyncio.subprocess.PIPE
+            )
+            try:
+                assert process.stdout is not None
+                theirs = [int(await process.stdout.readline()) for _ in range(10)]
+                process.send_signal(end)
+                loop = asyncio.get_running_loop()
+                began = loop.time()
+                ledger = Ledger()
+                async with consuming(client, ledger, "next", chance=0):
+
+                    async def done() -> bool:
+                        return set(theirs) <= ledger.confirmed.keys()
+
+                    await eventually_async(done, "what it had is with the next", 15)
+                    assert loop.time() - began < (3 if end is signal.SIGKILL else 12)
+                    await finished(client, ledger, 100)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
