@@ -101,7 +101,8 @@ class Member:
     """A member of a group; iterate over it for deliveries. Connects again by itself.
 
     What was out when a connection broke is lost to this member and will be delivered again. While
-    deliveries wait here to be iterated over, their ack timeout is put off; it runs from then on.
+    deliveries wait here and others are taken, their ack timeout is put off; it runs from when they
+    are taken, or when none has been for as long as it.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class Member:
         self._unsent = asyncio.Event()
         self._failure: EverstateError | None = None
         self._leaving = False
+        self._asked_at = 0.0
         self.joined = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -175,6 +177,7 @@ class Member:
             ``retry_for``.
 
         """
+        self._asked_at = asyncio.get_running_loop().time()
         while True:
             while self._ready:
                 delivery = self._ready.popleft()
@@ -268,7 +271,7 @@ class Member:
                     timeout = response.joined.group.settings.ack_timeout_ms / 1000
                     tasks = [
                         asyncio.create_task(self._write(call)),
-                        asyncio.create_task(self._put_off(timeout / 3)),
+                        asyncio.create_task(self._put_off(timeout)),
                     ]
                 self._read(response)
         except (ValueError, TypeError) as error:
@@ -285,12 +288,17 @@ class Member:
         if not self._leaving:
             raise Unavailable("the stream has ended")
 
-    async def _put_off(self, pause: float) -> None:
-        """Asks for more time for what waits here."""
+    async def _put_off(self, timeout: float) -> None:
+        """Asks for more time for what waits here, while deliveries are taken: a handler that hangs
+        must not keep what waits behind it.
+        """
+        loop = asyncio.get_running_loop()
+        self._asked_at = loop.time()
         while True:
-            await asyncio.sleep(pause)
-            for delivery in self._ready:
-                delivery.extend()
+            await asyncio.sleep(timeout / 3)
+            if loop.time() - self._asked_at < timeout:
+                for delivery in self._ready:
+                    delivery.extend()
 
     async def _write(self, call: Any) -> None:
         with contextlib.suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
