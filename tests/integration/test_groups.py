@@ -100,7 +100,7 @@ async def test_what_was_not_acked_comes_again_to_the_next_member(one_node: Group
         again = await take(member, 3)
         assert {(d.event.position, d.attempt) for d in again} == {(p, 2) for p in rest}
         assert all([await d.ack() for d in again])
-    await settled(client, "mail", 6)
+        await settled(client, "mail", 6)
 
 
 async def test_a_nacked_event_comes_again_after_its_time_and_its_entity_waits(
