@@ -16,7 +16,7 @@ from admin_ui import errors
 from admin_ui.access import Route
 from admin_ui.guard import Application, Guard
 from admin_ui.routes import groups, members, projections, read, replays, system, tokens
-from admin_ui.services import AdminSettings, Gate, Services
+from admin_ui.services import AdminSettings, Gate, Queue, Services
 from kernel.database import Database
 from kernel.errors import EverstateError, InternalError, InvalidArgument, NotFound
 from kernel.token_store import Tokens
@@ -53,7 +53,7 @@ def api(services: Services) -> FastAPI:
 def services(database: Database, settings: AdminSettings) -> Services:
     """The services of a database."""
     waits = Gate(max(1, settings.limits.requests // 2))
-    return Services(database, settings, Tokens(database), waits)
+    return Services(database, settings, Tokens(database), waits, Queue(settings.reads))
 
 
 def _response(error: EverstateError, status: int | None = None) -> Response:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -28,6 +31,8 @@ class AdminSettings:
     limits: Limits = field(default_factory=Limits)
     read_seconds: float = 10.0
     """Statements of read models end after this."""
+    reads: int = 4
+    """So many pages of read models are read at once; others queue, and give up at the deadline."""
     wait_seconds: float = 60.0
     """Nobody waits longer for a projection."""
     page_bytes: int = 8_000_000
@@ -50,6 +55,33 @@ class Gate:
         self._inside -= 1
 
 
+class Queue:
+    """Lets in so many at once; others wait. What is slow leaves connections for what is quick."""
+
+    def __init__(self, most: int) -> None:
+        self._room = asyncio.Semaphore(most)
+
+    @contextlib.asynccontextmanager
+    async def turn(self, seconds: float) -> AsyncIterator[None]:
+        """Inside, it is the caller's turn.
+
+        Raises:
+            Overloaded: it did not come within ``seconds``.
+
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                await self._room.acquire()
+        except TimeoutError:
+            raise Overloaded(
+                f"no turn within {seconds:g} s: others read too", timedelta(seconds=1)
+            ) from None
+        try:
+            yield
+        finally:
+            self._room.release()
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """What the routes work with."""
@@ -58,6 +90,7 @@ class Services:
     settings: AdminSettings
     tokens: Tokens
     waits: Gate
+    reads: Queue
 
 
 def services_of(request: Request) -> Services:

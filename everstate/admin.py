@@ -66,6 +66,8 @@ async def admin(settings: AdminSettings, host: str) -> AsyncIterator[RunningAdmi
                     tls=tls is not None,
                     limits=Limits(requests=settings.admin_requests),
                     read_seconds=settings.read_seconds,
+                    # The others are for tokens, heartbeats and operators.
+                    reads=max(1, settings.database_connections - 3),
                 ),
             )
             app = admin_app.application(services)

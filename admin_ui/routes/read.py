@@ -111,6 +111,7 @@ async def read(
     page: Page | None = None
     try:
         async with (
+            services.reads.turn(seconds),
             asyncio.timeout(seconds + 5),
             services.database.connection(seconds + 5) as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),

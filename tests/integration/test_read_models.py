@@ -16,6 +16,8 @@ import pytest
 from admin_ui import app as admin_app
 from admin_ui.services import AdminSettings
 from kernel.database import Database, DatabaseSettings
+from kernel.principals import Role
+from kernel.token_store import Tokens
 from tests.asgi import Asgi
 from tests.readmodels import make_read_model, reach
 from tests.support import running
@@ -464,6 +466,27 @@ async def test_a_slow_query_ends_at_its_deadline(database: Database) -> None:
     assert "longer than 0.3 s" in said["detail"]
     row = await database.fetchrow("SHOW statement_timeout")
     assert row[0] == "30s", "the connection is as it was"
+
+
+async def test_slow_readers_leave_room_for_what_is_quick(
+    database: Database, database_url: str
+) -> None:
+    tables = (
+        "CREATE VIEW slow AS SELECT i, pg_sleep(0.05)::text AS nap FROM generate_series(1, 10) i"
+    )
+    await make_read_model(database, "slow", tables)
+    small = await Database.open(DatabaseSettings(database_url, max_connections=2))
+    http = settled(small, reads=1, read_seconds=1.2)
+    token, _ = await Tokens(small).create("op", Role.VIEWER, by="test")
+    reading = [asyncio.create_task(http.get("/api/v1/read/slow/slow")) for _ in range(5)]
+    await asyncio.wait(reading, return_when=asyncio.FIRST_COMPLETED)
+    (await http.with_token(token).get("/api/v1/whoami")).ok()
+    assert not all(task.done() for task in reading)
+    answers = await asyncio.gather(*reading)
+    assert {answer.status for answer in answers} == {200, 503}
+    late = next(answer for answer in answers if answer.status == 503)
+    assert "no turn within" in late.problem(503, "OVERLOADED")["detail"]
+    await small.close()
 
 
 async def test_a_page_is_bounded_in_bytes_too(database: Database) -> None:
