@@ -283,6 +283,31 @@ async def test_a_stale_workers_commit_fails_and_the_new_one_goes_on(journal: Sto
     assert (await control.get_projection(journal.database, "totals")).events == 300
 
 
+async def test_a_batch_of_a_checkpoint_that_has_moved_meanwhile_is_undone(
+    journal: StoreJournal,
+) -> None:
+    entered, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(Totals):
+        name = "totals"
+
+        async def apply(self, events: Sequence[ProjectedEvent], tx: Tx) -> None:
+            await super().apply(events, tx)
+            entered.set()
+            await go_on.wait()
+
+    last = await fill(journal, 20)
+    async with working(journal, python(Slow)):
+        await entered.wait()
+        await journal.database.fetch(
+            "UPDATE everstate.projection_checkpoints SET position = $1", last
+        )
+        go_on.set()
+        after = await append(journal, "after", ("Added", {"n": 3}))
+        await reached(journal.database, "totals", after)
+    assert await table(journal.database, "totals") == {"after": (1, 3)}
+
+
 async def test_two_workers_share_the_segments_and_a_closed_one_hands_over_at_once(
     journal: StoreJournal,
 ) -> None:
