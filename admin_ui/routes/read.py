@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from admin_ui.access import needs
 from admin_ui.read_models import Column, Model, Page
 from admin_ui.services import Services, services_of
 from kernel import sql
-from kernel.database import Connection
+from kernel.database import Connection, driver_errors
 from kernel.errors import (
     DeadlineExceeded,
     EverstateError,
@@ -116,6 +117,7 @@ async def read(
             services.database.connection(seconds + 5) as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
+            await _hold(connection, projection, table)
             found = await _found(connection, services, projection)
             if table not in found.views:
                 known = ", ".join(found.views)
@@ -177,6 +179,20 @@ class Given:
 def _check_name(projection: str) -> None:
     if not NAME.fullmatch(projection):
         raise not_found(projection[:80])
+
+
+async def _hold(connection: Connection, projection: str, table: str) -> None:
+    """Keeps the view as it is until the transaction ends.
+
+    Before the transaction's snapshot, which LOCK does not take: else a switch in between would
+    answer with rows of the new tables, as they were before they had come to the position of the
+    old ones.
+    """
+    name = f"{read_models.quoted(views_schema(projection))}.{read_models.quoted(table)}"
+    with contextlib.suppress(NotFound, SchemaMismatch, InvalidArgument):  # said later, better
+        async with connection.transaction():
+            with driver_errors():
+                await connection.execute(f"LOCK TABLE {name} IN ACCESS SHARE MODE")
 
 
 async def _found(connection: Connection, services: Services, projection: str) -> Found:

@@ -15,11 +15,13 @@ from typing import Any
 import psycopg
 import pytest
 
+from admin_ui.routes import read
 from kernel.database import Database, DatabaseSettings
-from kernel.errors import Conflict, NotFound
+from kernel.errors import Conflict, NotFound, Unavailable
 from projections import control
 from projections.model import reader_role, role_name, schema_name
 from projections.rebuild import MOST_BEHIND, Rebuilds
+from tests.integration.test_projections_http import app_of
 from tests.support import running
 
 NAME = "stock"
@@ -310,6 +312,38 @@ async def test_a_switch_that_died_leaves_a_stop_that_ends_by_itself(model: Model
     assert left < timedelta(seconds=7)
     await model.advance(new, 5)
     assert (await Rebuilds(model.database).switch(NAME)).key == new
+
+
+async def test_a_page_over_http_is_of_one_build_though_readers_are_switched_meanwhile(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = await model.second()
+    await model.put(LIVE, "a", 1)
+    await model.advance(LIVE, 10)
+    http = await app_of(model.database)
+    original = read._found
+    attempts: list[Any] = []
+
+    async def found_then_switched(*args: Any) -> Any:
+        found = await original(*args)
+        # The new build comes to the same position, and would go live now.
+        await model.put(new, "a", 2)
+        await model.advance(new, 10)
+        build = {b.key: b for b in await model.rebuilds.builds(NAME)}
+        attempts.append(
+            await model.rebuilds._try_switch(NAME, build[LIVE], build[new], level=False)
+        )
+        return found
+
+    monkeypatch.setattr(read, "_found", found_then_switched)
+    page = (await http.get(f"/api/v1/read/{NAME}/items")).ok()
+    assert page == {"rows": [{"id": "a", "n": 1}], "next": None, "position": 10}
+    assert isinstance(attempts[0], Unavailable), "the switch has to wait for the page"
+    monkeypatch.undo()
+    assert (await model.rebuilds.switch(NAME)).key == new
+    page = (await http.get(f"/api/v1/read/{NAME}/items")).ok()
+    assert page["rows"] == [{"id": "a", "n": 2}]
+    (await http.get(f"/api/v1/read/{NAME}/nosuch")).problem(404, "NOT_FOUND")
 
 
 # -- going back ------------------------------------------------------------------------------------
