@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
@@ -174,7 +174,9 @@ class ParkedCount:
 @dataclass(frozen=True, slots=True)
 class NodeGroupSettings:
     """How a node takes part: ``term`` of a member whose node is silent, how often it looks at what
-    others did, how long acks are collected for one commit, memory for events that wait.
+    others did, how long acks are collected for one commit, memory for events that wait. ``commits``
+    and ``looks`` bound the database connections that groups use at once, so that however many
+    members there are, appends and reads find one.
     """
 
     node: str = "node"
@@ -185,7 +187,9 @@ class NodeGroupSettings:
     buffer_bytes: int = 64_000_000
     member_bytes: int = 4_000_000
     member_events: int = 5_000
-    max_members: int = field(default=500)
+    max_members: int = 500
+    commits: int = 2
+    looks: int = 2
 
 
 def check_group_name(name: str, where: str = "name") -> str:

@@ -63,6 +63,7 @@ class GroupRunner:
         self.log_id = log_id
         self.store = store
         self.settings = node.settings
+        self.commits = node.commits
         self.sessions: dict[UUID, Session] = {}
         self._journal = journal
         self._node = node
@@ -103,7 +104,8 @@ class GroupRunner:
                     await self._nudged.wait()
             self._nudged.clear()
             try:
-                await self._look()
+                async with self._node.looks:
+                    await self._look()
             except NotFound as error:
                 for session in self.sessions.values():
                     session.fail(error)
@@ -125,8 +127,9 @@ class GroupRunner:
         await self._forget()
         members = await self.store.members(group.group_id)
         partitions = await self.store.partitions(group.group_id)
+        tried: set[int] = set()
         for session in list(self.sessions.values()):
-            await self._balance(session, members, partitions)
+            await self._balance(session, members, partitions, tried)
         telemetry.group_partitions.labels(group.name).set(
             sum(len(session.work.partitions) for session in self.sessions.values())
         )
@@ -138,8 +141,13 @@ class GroupRunner:
             await self.store.forget(self.group.group_id, 3 * self.settings.term)
 
     async def _balance(
-        self, session: Session, members: Sequence[UUID], partitions: Sequence[PartitionView]
-    ) -> None:
+        self, session: Session, members: Sequence[UUID], partitions: Sequence[PartitionView],
+        tried: set[int],
+    ) -> None:  # fmt: skip
+        """Gives back what the member has too much of, or takes what is free.
+
+        ``tried``: partitions that another member of this node has tried to take in this round.
+        """
         if session.closing or session.member not in members:
             return
         for row in partitions:
@@ -151,7 +159,8 @@ class GroupRunner:
             elif session.versions.get(row.partition) != row.parked_version:
                 await session.reload(row.partition, row.parked, row.parked_version)
         have = sorted(i for i, p in session.work.partitions.items() if not p.releasing)
-        quota = share(members.index(session.member), len(members), len(partitions))
+        rank = members.index(session.member)
+        quota = share(rank, len(members), len(partitions))
         if len(have) > quota:
             session.release(have[quota:])
         elif len(have) < quota:
@@ -159,12 +168,18 @@ class GroupRunner:
                 row.partition
                 for row in partitions
                 if row.partition not in session.work.partitions
+                and row.partition not in tried
                 and (row.holder is None or row.holder == session.member)
             ]
-            wanted = free[: quota - len(have)]
+            # Members begin at different places, so that nodes do not all want the same ones.
+            first = rank * len(free) // len(members)
+            wanted = sorted((free[first:] + free[:first])[: quota - len(have)])
             if wanted:
+                tried.update(wanted)
                 found = await self.store.acquire(self.group.group_id, session.member, wanted)
                 await session.take(found)
+                if len(found) < len(wanted):
+                    self.nudge()
         await session.replay()
 
 
@@ -179,6 +194,8 @@ class Groups:
     def __init__(self, journal: StoreJournal, settings: NodeGroupSettings | None = None) -> None:
         self.settings = settings or NodeGroupSettings(node=journal.settings.node)
         self.store = GroupStore(journal.database)
+        self.commits = asyncio.Semaphore(self.settings.commits)
+        self.looks = asyncio.Semaphore(self.settings.looks)
         self._journal = journal
         self._runners: dict[int, GroupRunner] = {}
         self._opening = asyncio.Lock()

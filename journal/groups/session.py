@@ -51,6 +51,7 @@ class Runner(Protocol):
     log_id: int
     store: GroupStore
     settings: NodeGroupSettings
+    commits: asyncio.Semaphore
 
     @property
     def names(self) -> Dictionary: ...
@@ -441,7 +442,8 @@ class Session:
 
         """
         runner = self._runner
-        async with self._saving:
+        # While others commit, more is settled here: it goes into the same commit.
+        async with self._saving, runner.commits:
             saves: list[tuple[Partition, Save]] = []
             for partition in self.work.partitions.values():
                 release = partition.releasing and not partition.out

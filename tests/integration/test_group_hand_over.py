@@ -256,3 +256,19 @@ async def test_a_commit_that_fails_is_made_again_before_anything_is_confirmed(
             assert await delivery.ack()
             assert failures < 0
             await settled(node.client, "mail", 1)
+
+
+async def test_many_members_have_their_shares_at_once(database_url: str) -> None:
+    async with running_node(database_url, "n1") as n1, running_node(database_url, "n2") as n2:
+        await n1.client.groups.create("mail", replace(QUICK, partitions=64))
+        async with contextlib.AsyncExitStack() as stack:
+            for i in range(30):
+                node = (n1, n2)[i % 2]
+                await stack.enter_async_context(node.client.groups.join("mail"))
+
+            async def even() -> bool:
+                group = await n1.client.groups.get("mail")
+                return [m.partitions for m in group.members] == [3] * 4 + [2] * 26
+
+            # Not one member a look (twice a second), but all of them in one or two.
+            await eventually_async(even, "all have their share", 5)
