@@ -338,6 +338,39 @@ class Node:
             self.running.process.wait()
 
 
+@dataclass
+class Worker:
+    """`everstate work`."""
+
+    database_url: str
+    extra: dict[str, str] = field(default_factory=dict)
+    running: Running | None = None
+
+    def start(self) -> Self:
+        env = clean_env(
+            EVERSTATE_DATABASE_URL=self.database_url, EVERSTATE_WORKER_METRICS_PORT=0, **self.extra
+        )
+        self.running = start("work", env=env)
+        self.running.until("^worker ready")
+        return self
+
+    def kill(self) -> None:
+        assert self.running is not None
+        self.running.kill()
+
+    def stop(self) -> int:
+        assert self.running is not None
+        return self.running.end(signal.SIGTERM)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        if self.running is not None:
+            self.running.process.kill()
+            self.running.process.wait()
+
+
 @contextlib.contextmanager
 def migrated(folder: Path, **settings: str) -> Any:
     """A PostgreSQL of its own (to be killed) with our schema."""
