@@ -17,6 +17,7 @@ from journal.groups.model import NodeGroupSettings
 from journal.groups.node import Groups
 from journal.sequencer import SequencerSettings
 from journal.store import StoreJournal, StoreSettings
+from journal.subscriptions import SubscriptionSettings
 from kernel import database as db
 from kernel import telemetry
 from kernel.errors import NotFound, SchemaMismatch, UnsafeServer
@@ -119,6 +120,7 @@ async def _serving(
                 max_held_bytes=settings.queue_bytes,
                 lanes=settings.append_connections,
             ),
+            subscriptions=SubscriptionSettings(tail_bytes=settings.tail_bytes),
             append_id_window=timedelta(days=settings.append_id_days),
             max_clock_skew=timedelta(seconds=settings.max_clock_skew_seconds),
         ),

@@ -104,6 +104,10 @@ class NodeSettings(DatabaseChoice):
     queue_bytes: int = Field(
         48_000_000, ge=1_000_000, description="Most memory for appends that wait."
     )
+    tail_bytes: int = Field(
+        16_000_000, ge=1_000_000,
+        description="Memory for the newest events of a log that has subscribers, a log.",
+    )  # fmt: skip
     max_streams: int = Field(1_000, ge=1, description="Most calls of one connection at once.")
     max_calls: int = Field(1_000, ge=1, description="Most calls of the node at once.")
     group_term_seconds: float = Field(
