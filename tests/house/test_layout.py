@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,3 +103,14 @@ def test_every_sql_file_is_loaded_by_name() -> None:
     reads = {f"{a}_{b}" for a in ("read", "select") for b in ("forwards", "backwards")}
     stems = {path.stem for path in [*STATEMENTS, *SCRIPTS]}
     assert {stem for stem in stems if f'"{stem}"' not in code} <= reads < stems
+
+
+def test_every_room_reaches_the_image() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    rooms = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert {"journal", "projections"} <= set(rooms)
+    copied = (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    sent = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    for room in rooms:
+        assert f"COPY {room} {room}" in copied
+        assert f"!{room}" in sent
