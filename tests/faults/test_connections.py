@@ -60,16 +60,19 @@ class Proxy:
         there: tuple[asyncio.StreamReader, asyncio.StreamWriter],
     ) -> None:
         asked = asyncio.Event()
+        announces = False  # NOTIFY has a connection of its own, whose replies nobody needs
 
         async def forth() -> None:
+            nonlocal announces
             while data := await reader.read(65536):
+                announces = announces or b"-notify\0" in data
                 asked.set()
                 there[1].write(data)
                 await there[1].drain()
 
         async def back() -> None:
             while data := await there[0].read(65536):
-                if self.swallow and asked.is_set():
+                if self.swallow and asked.is_set() and not announces:
                     self.swallow = False
                     self.swallowed.set()
                     return
