@@ -43,7 +43,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     target = os.environ.get("EVERSTATE_TEST_LEFT_OUT")
     if target:
         reasons = {str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", [])}
-        Path(target).write_text("; ".join(sorted(reasons)), encoding="utf-8")
+        with Path(target).open("a", encoding="utf-8") as file:  # of each part of the tests
+            file.writelines(f"{reason}\n" for reason in sorted(reasons))
 
 
 def _executor(server: DevDatabase) -> SimpleNamespace:

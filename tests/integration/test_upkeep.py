@@ -53,6 +53,7 @@ async def test_an_order_that_cannot_be_carried_out_fails_with_its_reason(hand: H
 
 
 async def test_the_progress_of_a_rebuild_is_a_metric_until_it_is_live(hand: Hand) -> None:
+    telemetry.rebuild_progress.clear()  # of other tests of this process
     upkeep = hand.upkeep
     await control.rebuild(hand.database, "sums", auto_switch=True)
     await upkeep.step()
