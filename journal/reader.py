@@ -5,7 +5,7 @@ long and no slow reader holds more than one small batch in memory.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -93,7 +93,7 @@ class Reader:
 
     async def read(
         self, logs: Logs, log: str, query: ReadQuery, timeout: float | None
-    ) -> AsyncIterator[RowBatch]:
+    ) -> AsyncGenerator[RowBatch, None]:
         """Batches of the selection; there is always a last one, which may be empty."""
         left = _Clock(timeout)
         check_read(query)

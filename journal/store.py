@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import chain
@@ -333,7 +333,7 @@ class StoreJournal:
 
     def read_rows(
         self, log: str, query: ReadQuery, timeout: float | None
-    ) -> AsyncIterator[RowBatch]:
+    ) -> AsyncGenerator[RowBatch, None]:
         """`read`, with events as rows."""
         return self.reader.read(self, log, query, timeout)
 

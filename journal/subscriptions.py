@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain
@@ -115,7 +115,7 @@ class Source(Protocol):
     async def open_log(self, name: str, timeout: float | None = None) -> LogRef: ...
     def read_rows(
         self, log: str, query: ReadQuery, timeout: float | None
-    ) -> AsyncIterator[RowBatch]: ...
+    ) -> AsyncGenerator[RowBatch, None]: ...
 
 
 class Subscriptions:
@@ -135,6 +135,8 @@ class Subscriptions:
         )
         self._task: asyncio.Task[None] | None = None
         self._closed = False
+        # However many catch up, half of the pool is left for appends and other reads.
+        self._reads = asyncio.Semaphore(max(1, source.database.settings.max_connections // 2))
 
     async def start(self) -> None:
         """Begins to listen and to poll, in the background."""
@@ -208,15 +210,28 @@ class Subscriptions:
                     telemetry.tail_bytes.labels(tail.name).set(0)
             if not self._by_id:
                 continue
+            before = {log_id: tail.head for log_id, tail in self._by_id.items()}
             try:
                 rows = await self._source.database.fetch(heads, list(self._by_id), timeout=2)
             except EverstateError as error:
                 log.warning("heads could not be polled", reason=error.message)
                 continue
+            except Exception:  # the guarantee behind NOTIFY must not end
+                log.exception("heads could not be polled")
+                continue
             for log_id, head in rows:
                 known = self._by_id.get(log_id)
-                if known is not None:
+                if known is None:
+                    continue
+                if head >= before.get(log_id, 0):
                     known.reaches(head)
+                else:
+                    # A failover to a replica that lacked commits, or a restore: what readers have
+                    # seen is not what the log has. They have to notice.
+                    log.error("the head went back", log=known.name, was=known.head, head=head)
+                    known.lost = True
+                    known.close()
+                    del self._by_id[log_id], self._tails[known.name]
 
     # Reading
 
@@ -229,7 +244,10 @@ class Subscriptions:
                 _, head = await reader.bounds(ref.log_id, 5)
 
                 async def fetch(first: int, last: int) -> Sequence[EventRow]:
-                    return await reader.range(ref.log_id, first, last, 10)
+                    rows = await reader.range(ref.log_id, first, last, 10)
+                    if not rows and (await reader.bounds(ref.log_id, 10))[1] < last:
+                        raise Unavailable(f"the log does not reach position {last} (any more)")
+                    return rows
 
                 tail = Tail(name, head, fetch, self.settings.tail_bytes)
                 tail.idle_since = asyncio.get_running_loop().time()
@@ -266,6 +284,8 @@ class Subscriptions:
         try:
             while True:
                 self._check_open()
+                if tail.lost:
+                    raise Unavailable("the log's head went back (a failover?); look where it is")
                 if position > tail.head:
                     if not caught_up:
                         delivery = Delivery(position, tail.head, ())
@@ -316,13 +336,18 @@ class Subscriptions:
             ),
             None,
         )  # fmt: skip
-        async for batch in rows:
-            self._check_open()
-            yield Delivery(
-                batch.next_position, max(batch.head, tail.head), batch.rows, batch.removed
-            )
-            if batch.next_position >= tail.first:
-                return
+        async with contextlib.aclosing(rows):
+            while True:
+                self._check_open()
+                async with self._reads:
+                    batch = await anext(rows, None)
+                if batch is None:
+                    return
+                yield Delivery(
+                    batch.next_position, max(batch.head, tail.head), batch.rows, batch.removed
+                )
+                if batch.next_position >= tail.first:
+                    return
 
     def _check_open(self) -> None:
         if self._closed:

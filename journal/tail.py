@@ -61,7 +61,8 @@ class Tail:
     """The ring of one log; made at a head, it holds what comes after it.
 
     ``max_bytes`` bounds it; the oldest leave first. `waiter` and `since` are for its readers;
-    ``shared`` is what the last of them made of it, for others that want the same.
+    ``shared`` is what the last of them made of it, for others that want the same. ``lost``: the log
+    has gone back behind its head.
     """
 
     def __init__(self, name: str, head: int, fetch: Fetch, max_bytes: int) -> None:
@@ -70,6 +71,7 @@ class Tail:
         self.known = head
         self.followers = 0
         self.beats = 0
+        self.lost = False
         self.shared: Any = None  # cleared when the tail changes
         self.idle_since = 0.0
         self._fetch = fetch
@@ -130,6 +132,7 @@ class Tail:
                     self._add(first, last, rows)
                     self._changed()
         except EverstateError as error:
+            self.known = self.head
             log.warning("the tail could not be read; the next poll tries again", log=self.name,
                         reason=error.message)  # fmt: skip
         finally:

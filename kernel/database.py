@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import asyncpg
+import structlog
 from asyncpg.pool import PoolConnectionProxy
 
 from kernel.errors import (
@@ -38,8 +39,17 @@ from kernel.errors import (
 )
 from kernel.sql import DEFAULT_SCHEMA, check_schema_name
 
+log = structlog.get_logger(__name__)
+
 OLDEST_SERVER = 15
 NEWEST_SERVER = 18
+
+_GRACE = timedelta(seconds=5)
+"""How much longer than the server's ``statement_timeout`` a client waits for an answer: a server
+that is gone without a word (a firewall, a frozen host) ends no statement.
+"""
+_SET_SECONDS = 5.0
+_RELEASE_SECONDS = 5.0
 
 _STEPS_MS = (50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000)
 
@@ -70,7 +80,7 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg is untype
         if timeout is not None and timeout * 1000 < default_ms:
             wanted = next((step for step in _STEPS_MS if step >= timeout * 1000), default_ms)
         if getattr(self, "timeout_ms", default_ms) != wanted:
-            await self.execute(f"SET statement_timeout = {wanted}")
+            await self.execute(f"SET statement_timeout = {wanted}", timeout=_SET_SECONDS)
             self.timeout_ms = wanted
 
 
@@ -249,12 +259,17 @@ class Database:
         except _DRIVER_ERRORS as error:
             raise connect_error(error, self.settings.url) or Unavailable() from error
         try:
-            with driver_errors(writing=writing):
-                connection: Connection = acquired._con  # noqa: SLF001 - the proxy costs 10 % of a read
+            connection: Connection = acquired._con  # noqa: SLF001 - the proxy costs 10 % of a read
+            with driver_errors():
                 await connection.bind_timeout(timeout, self.default_ms)
+            with driver_errors(writing=writing):
                 yield connection
         finally:
-            await self._pool.release(acquired)
+            try:
+                await self._pool.release(acquired, timeout=_RELEASE_SECONDS)
+            except Exception as error:  # noqa: BLE001 - it must not hide what the caller is told
+                # It was closed: the pool opens another one in its place.
+                log.warning("a connection was given up", reason=type(error).__name__)
 
     async def fetch(self, sql: str, *args: object, timeout: float | None = None) -> list[Any]:
         """All rows of one statement."""
@@ -274,7 +289,7 @@ def _connect_options(settings: DatabaseSettings) -> dict[str, Any]:
 
     return {
         "timeout": settings.connect_timeout.total_seconds(),
-        "command_timeout": None,
+        "command_timeout": (settings.statement_timeout + _GRACE).total_seconds(),
         "server_settings": {
             "application_name": settings.application_name,
             "statement_timeout": ms(settings.statement_timeout),

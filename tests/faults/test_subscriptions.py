@@ -24,7 +24,7 @@ from journal.store import StoreJournal, StoreSettings
 from journal.subscriptions import Delivery, SubscriptionSettings
 from kernel import telemetry
 from kernel.database import Database, DatabaseSettings
-from kernel.errors import Unavailable
+from kernel.errors import DeadlineExceeded, Unavailable
 from sidecar_api.client import Append, Client, ClientSettings, EntityAppend, NewEvent
 from sidecar_api.generated import journal_pb2 as pb
 from sidecar_api.generated import journal_pb2_grpc
@@ -191,6 +191,7 @@ class Proxy:
         self._path = folder / f".s.PGSQL.{query['port'][0]}"
         self.url = url.replace(query["host"][0], str(folder))
         self.frozen = asyncio.Event()
+        self.silent = asyncio.Event()  # nothing goes through any connection
         self.notify_connections = 0
 
     async def __aenter__(self) -> Self:
@@ -221,7 +222,7 @@ class Proxy:
     ) -> None:
         with contextlib.suppress(OSError):
             while data := await source.read(65536):
-                if doomed and self.frozen.is_set():
+                if self.silent.is_set() or (doomed and self.frozen.is_set()):
                     continue
                 sink.write(data)
                 await sink.drain()
@@ -253,6 +254,52 @@ async def test_a_listen_connection_that_died_silently_costs_a_poll_and_is_replac
         b.subscriptions._task.cancel()  # no more polls: only the new connection can tell
         await write(a, 20)
         await follower.through(40)
+
+
+async def test_a_database_that_falls_silent_ends_no_subscription_and_no_task(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with Proxy(database_url, tmp_path) as proxy, store_on(database_url, "a") as a:
+        settings = DatabaseSettings(
+            proxy.url, max_connections=3, statement_timeout=timedelta(seconds=1)
+        )
+        database = await Database.open(settings)
+        quick = SubscriptionSettings(
+            poll=timedelta(milliseconds=50), notifications_check=timedelta(milliseconds=200)
+        )
+        b = StoreJournal(database, StoreSettings(subscriptions=quick))
+        await b.start()
+        follower = Follower(b)
+        await follower.read()
+        proxy.silent.set()
+        async with asyncio.timeout(20):
+            for timeout in (0.2, None):
+                with pytest.raises((DeadlineExceeded, Unavailable)):
+                    await database.fetch("SELECT 1", timeout=timeout)
+        await write(a, 20)
+        proxy.silent.clear()
+        await follower.through(20)
+        await follower.deliveries.aclose()
+        await b.close()
+        await database.close()
+
+
+async def test_a_head_that_goes_back_ends_subscriptions(database_url: str) -> None:
+    """As after a failover to a replica that lacked the newest commits."""
+    async with store_on(database_url, poll=timedelta(milliseconds=50)) as store:
+        await write(store, 5)
+        follower = Follower(store)
+        await follower.through(5)
+        foreign = await asyncpg.connect(database_url)
+        await foreign.execute("DELETE FROM everstate.events WHERE position BETWEEN 4 AND 5")
+        await foreign.execute("DELETE FROM everstate.batches WHERE last_position BETWEEN 4 AND 5")
+        await foreign.close()
+        with pytest.raises(Unavailable):
+            await follower.read()
+        again = Follower(store, 4)
+        await again.read()
+        assert again.last is not None
+        assert (again.last.head, again.next) == (3, 4)
 
 
 KILLED_BEFORE_NOTIFY = """
