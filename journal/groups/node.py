@@ -157,7 +157,7 @@ class GroupRunner:
             if mine.epoch != row.epoch or row.holder != session.member:
                 session.lose(row.partition)
             elif session.versions.get(row.partition) != row.parked_version:
-                await session.reload(row.partition, row.parked, row.parked_version)
+                await session.reload(row.partition)
         have = sorted(i for i, p in session.work.partitions.items() if not p.releasing)
         rank = members.index(session.member)
         quota = share(rank, len(members), len(partitions))

@@ -17,6 +17,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from journal.rows import EventRow
 
@@ -216,8 +217,16 @@ class Partition:
         return taken
 
     def replay(self, row: EventRow, tries: int = 0) -> None:
-        """A parked event that is to be delivered again, and has failed so often at that."""
+        """A parked event that is to be delivered again, and has failed so often at that.
+
+        Passed over while an earlier one of its entity is being parked: it will be held on disk.
+        """
         if row[0] in self._replays or row[0] in self._unsaved():
+            return
+        if not self.rules.skip_parked and any(
+            parking.row[0] < row[0] and parking.row[8] == row[8] and parking.row[6] == row[6]
+            for parking in self._parking()
+        ):
             return
         line = self._line((row[6], row[8]))
         item = Item(row, line, replayed=True)
@@ -441,6 +450,11 @@ class Partition:
         self._retried = changes.retried | self._retried
         self._confirm[:0] = changes.confirm
 
+    def take_confirm(self) -> list[int]:
+        """The partition is another's: settled deliveries that no commit will write."""
+        numbers, self._confirm = self._confirm, []
+        return numbers
+
     def reload(self, held: Iterable[Entity], parked: int, gone: Iterable[int]) -> None:
         """Others have changed the list of parked events: what it holds now. ``gone``: positions of
         `replaying` that are off it; one that is out may still be acked.
@@ -457,8 +471,11 @@ class Partition:
 
     def _being_parked(self) -> set[Entity]:
         """Entities with events that are put aside but not on disk yet."""
-        parkings = [*self._parkings, *(self._saving.parkings if self._saving else ())]
-        return {(parking.row[6], parking.row[8]) for parking in parkings}
+        return {(parking.row[6], parking.row[8]) for parking in self._parking()}
+
+    def _parking(self) -> Iterable[Parking]:
+        """What is put aside but not on disk yet."""
+        return chain(self._parkings, self._saving.parkings if self._saving else ())
 
     def retune(self, rules: Rules) -> None:
         """The settings have changed."""

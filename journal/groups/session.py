@@ -272,35 +272,45 @@ class Session:
         self._replan.set()
         self._wake.set()
 
-    async def reload(self, index: int, parked: int, version: int) -> None:
+    async def reload(self, index: int) -> None:
         """Others have changed the list of parked events of a partition."""
-        partition = self.work.partitions[index]
-        held = await self._held(index)
-        here = partition.replaying
-        on_list = await self._runner.store.on_list(self._runner.group.group_id, here)
-        if self.work.partitions.get(index) is partition:
-            partition.reload(held, parked, here - on_list)
-            self.versions[index] = version
+        store, group_id = self._runner.store, self._runner.group.group_id
+        async with self._saving:  # a commit in between would make old what was read
+            partition = self.work.partitions.get(index)
+            if partition is None:
+                return
+            # The version first: what others change after it is read once more.
+            parked, version = await store.parked_version(group_id, index)
+            held = await self._held(index)
+            here = partition.replaying
+            on_list = await store.on_list(group_id, here)
+            if self.work.partitions.get(index) is partition:
+                partition.reload(held, parked, here - on_list)
+                self.versions[index] = version
         self._touched()
 
     async def replay(self) -> None:
         """Fetches parked events that are to be delivered again."""
-        runner = self._runner
         for partition in list(self.work.partitions.values()):
             if not partition.parked or partition.releasing or partition.replays > REPLAYS // 2:
                 continue
-            found = await runner.store.replays(
-                runner.group.group_id, partition.index, partition.replaying, REPLAYS
-            )
-            rows = await runner.store.events(runner.log_id, list(found), REPLAY_BYTES)
-            await runner.names.learn_rows(rows, 5)
-            for row in rows:
-                partition.replay(row, found[row[0]])
-            last = rows[-1][0] if rows else max(found, default=0)
-            for position in {p for p in found if p <= last} - {row[0] for row in rows}:
-                partition.vanished(position)
-            if found:
-                self._touched()
+            async with self._saving:  # a commit in between may hold back what was found
+                await self._replay(partition)
+
+    async def _replay(self, partition: Partition) -> None:
+        runner = self._runner
+        found = await runner.store.replays(
+            runner.group.group_id, partition.index, partition.replaying, REPLAYS
+        )
+        rows = await runner.store.events(runner.log_id, list(found), REPLAY_BYTES)
+        await runner.names.learn_rows(rows, 5)
+        for row in rows:
+            partition.replay(row, found[row[0]])
+        last = rows[-1][0] if rows else max(found, default=0)
+        for position in {p for p in found if p <= last} - {row[0] for row in rows}:
+            partition.vanished(position)
+        if found:
+            self._touched()
 
     def retune(self, *, filters: bool) -> None:
         """The group's settings have changed."""
@@ -462,7 +472,11 @@ class Session:
                 )  # fmt: skip
             except BaseException:
                 for partition, save in saves:
-                    partition.failed(save.changes)
+                    if self.work.partitions.get(partition.index) is partition:
+                        partition.failed(save.changes)
+                    else:  # nobody will write it
+                        self.work.lost += save.changes.confirm
+                self._wake.set()
                 raise
             ids = runner.names.entity_ids
             for partition, save in saves:

@@ -368,6 +368,11 @@ class GroupStore:
         rows = await self._fetch("group_held", group_id, partition)
         return [(row[0], row[1]) for row in rows]
 
+    async def parked_version(self, group_id: int, partition: int) -> tuple[int, int]:
+        """Events on the list of a partition, and which version of the list that is."""
+        rows = await self._fetch("group_parked_version", group_id, partition)
+        return (rows[0][0], rows[0][1]) if rows else (0, 0)  # none: the group is gone
+
     async def on_list(self, group_id: int, positions: Collection[int]) -> set[int]:
         """Which of these are still to be replayed."""
         rows = await self._fetch("group_on_list", group_id, list(positions))

@@ -35,13 +35,13 @@ class Worklist:
         self.partitions[partition.index] = partition
 
     def drop(self, index: int) -> None:
-        """The partition is another's now, with everything that was out of it."""
+        """The partition is another's now, with everything that was out of it or not on disk."""
         partition = self.partitions.pop(index, None)
         if partition is not None:
             gone = [number for number, (owner, _) in self.out.items() if owner is partition]
             for number in gone:
                 del self.out[number]
-            self.lost += gone
+            self.lost += gone + partition.take_confirm()
 
     @property
     def bytes(self) -> int:

@@ -166,6 +166,36 @@ def test_replayed_events_go_in_order_and_what_comes_meanwhile_stays_behind_them(
     assert given(work) == [10]
 
 
+def test_a_partition_that_goes_to_another_leaves_no_delivery_unanswered() -> None:
+    part = partition()
+    work = member(part)
+    part.take([event(1), event(2, "b"), event(3, "c")], 3)
+    given(work)
+    work.ack(1)
+    changes = part.changes()
+    assert changes is not None
+    work.ack(2)
+    work.drop(0)
+    assert sorted(work.take_lost()) == [2, 3], "2 is in no commit, 1 is"
+    assert changes.confirm == [1]
+
+
+def test_a_replayed_event_does_not_pass_one_of_its_entity_that_is_being_parked() -> None:
+    for rules, expected in ((Rules(), []), (Rules(skip_parked=True), [12])):
+        part = partition(rules, watermark=20, held=[(1, "a")], parked=2)
+        work = member(part)
+        part.replay(event(10))
+        assert given(work) == [10]
+        assert work.park(1, "bad")
+        part.replay(event(12))
+        assert given(work) == expected
+        changes = part.changes()
+        assert changes is not None
+        part.replay(event(12))
+        assert given(work) == [], "the commit is under way"
+        part.saved(changes, 2)
+
+
 def test_a_replayed_event_that_fails_again_is_parked_again_with_those_behind_it() -> None:
     part = partition(Rules(max_attempts=1), held=[(1, "a")], parked=2, watermark=9)
     work = member(part)
