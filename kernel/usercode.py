@@ -261,7 +261,7 @@ def source_digest(*modules: ModuleType) -> bytes:
 
 def without_comments(source: str) -> str:
     """Python source without comments, trailing blanks and blank lines; strings stay as they are."""
-    lines = source.splitlines()
+    lines = source.removesuffix("\n").split("\n")  # as Python counts them: not at form feeds
     inside: set[int] = set()  # lines of strings that go over several: nothing is cut there
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         (first, start), (last, _) = token.start, token.end

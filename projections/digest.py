@@ -147,7 +147,7 @@ def _text(source: _Source, node: ast.stmt) -> str:
 
 def _without_comments(text: str, tree: ast.Module) -> list[str]:
     """The lines of ``text``; what is only comment or docstring is empty."""
-    lines = text.splitlines()
+    lines = text.removesuffix("\n").split("\n")  # as Python counts them: not at form feeds
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
             row, column = token.start

@@ -18,9 +18,13 @@ from schemas.descriptors import Decoder
 
 
 async def prepare(rows: Sequence[EventRow], names: Names, decoder: Decoder) -> None:
-    """Loads what decoding ``rows`` needs; see `Decoder.prepare`."""
+    """Loads what decoding ``rows`` needs as it is now; see `Decoder.prepare`.
+
+    What is decoded with an older descriptor would stay in the tables, so the registry's version is
+    asked for once a batch, after its rows were read.
+    """
     kinds = (names.event_types[type_id] for type_id in {row[5] for row in rows})
-    await decoder.prepare((kind.name, kind.content_type) for kind in kinds)
+    await decoder.prepare([(kind.name, kind.content_type) for kind in kinds], current=True)
 
 
 def project(row: EventRow, names: Names, decoder: Decoder) -> ProjectedEvent:

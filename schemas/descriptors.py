@@ -8,7 +8,8 @@
 | anything else | None: bytes mean nothing to us |
 
 Descriptors are loaded when a type is first met and kept until the registry changes, which is looked
-at every few seconds of use. Decoding itself does no I/O.
+at every few seconds of use, or for every batch where the reader wants that. Decoding itself does no
+I/O.
 """
 
 from __future__ import annotations
@@ -70,11 +71,14 @@ class Decoder:
 
     # Loading
 
-    async def prepare(self, kinds: Iterable[tuple[str, str]]) -> None:
+    async def prepare(self, kinds: Iterable[tuple[str, str]], *, current: bool = False) -> None:
         """Loads what decoding events of these (type, content type) needs, if it is registered.
 
         Costs nothing while all of them are known and the registry was looked at lately. A type that
         is not registered is no error here: decoding its events is.
+
+        ``current``: the registry is looked at after this was called, whatever is known. What was
+        registered before the events were written is then used for them.
 
         Raises:
             Unavailable and the like: the registry cannot be reached; what is known stays.
@@ -86,12 +90,18 @@ class Decoder:
         if not names:
             return
         unknown = bool(names - self._parsers.keys())
-        if names <= self._wanted and not self._stale(unknown=unknown):
+        called = self._clock()
+
+        def known() -> bool:
+            seen = self._looked > called if current else not self._stale(unknown=unknown)
+            return names <= self._wanted and seen
+
+        if known():
             return
         async with self._lock:
-            fresh = not names <= self._wanted
-            if not fresh and not self._stale(unknown=unknown):
+            if known():
                 return  # another task has just done it
+            fresh = not names <= self._wanted
             looked = self._clock()
             wanted = self._wanted | names
             if fresh or await self._source.version() != self._version:

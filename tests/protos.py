@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from google.protobuf.descriptor_pb2 import (
@@ -14,7 +15,9 @@ from google.protobuf.descriptor_pb2 import (
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from schemas.registry import build_pool
+from kernel.errors import Unavailable
+from schemas.model import Loaded
+from schemas.registry import build_pool, encoded
 
 F = FieldDescriptorProto
 KINDS = {name[5:].lower(): number for name, number in F.Type.items()}
@@ -80,3 +83,27 @@ CART = file(
     message("ItemRemoved", field(1, "product_id", "string")),
 )
 """Two messages of a shopping cart."""
+
+
+class Source:
+    """A registry in memory that counts what it is asked."""
+
+    def __init__(self, *files: FileDescriptorProto) -> None:
+        self.files = {made.name: made for made in files}
+        self.number, self.versions, self.loads, self.broken = 1, 0, 0, False
+
+    def put(self, made: FileDescriptorProto) -> None:
+        self.files[made.name] = made
+        self.number += 1
+
+    async def version(self) -> int:
+        self.versions += 1
+        if self.broken:
+            raise Unavailable
+        return self.number
+
+    async def load(self, types: Sequence[str]) -> Loaded:
+        self.loads += 1
+        if self.broken:
+            raise Unavailable
+        return Loaded(self.number, [encoded(made) for made in self.files.values()])

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
 from journal.model import JSON, Append, EntityAppend, NewEvent
 from journal.store import StoreJournal
@@ -102,18 +103,28 @@ async def test_a_projection_halts_on_an_unknown_type_and_goes_on_once_it_is_regi
         assert "no descriptor of the message shop.ItemAdded" in segment.error["message"]
         last = await put(journal, "one", "shop.ItemAdded", ADDED)
         await DescriptorStore(journal.database).add(descriptor_set(CART))
-        await _resumed_until(journal, last)
+        await control.resume(journal.database, "prices")
+        await reached(journal.database, "prices", last)
     assert await prices(journal) == {"one": (4, 400, None)}
 
 
-async def _resumed_until(journal: StoreJournal, last: int) -> None:
-    """Resumes as an operator would, again if the worker had not seen the descriptor yet."""
-
-    async def there() -> bool:
-        await control.resume(journal.database, "prices")
-        return (await control.get_projection(journal.database, "prices")).position >= last
-
-    await eventually_async(there, "the projection goes on")
+async def test_an_event_is_decoded_with_what_was_registered_before_it_was_appended(
+    journal: StoreJournal,
+) -> None:
+    store = DescriptorStore(journal.database)
+    older = FileDescriptorProto()
+    older.CopyFrom(CART)
+    message = older.message_type[0]
+    assert message.field.pop().name == "note"
+    del message.oneof_decl[:]
+    await store.add(descriptor_set(older))
+    async with working(journal, sqlfile.parse(PRICES, "prices.sql"), decoder=decoder(journal)):
+        first = await put(journal, "one", "shop.ItemAdded", ADDED)
+        await reached(journal.database, "prices", first)
+        await store.add(descriptor_set(CART))
+        last = await put(journal, "two", "shop.ItemAdded", GIFT)
+        await reached(journal.database, "prices", last)
+    assert await prices(journal) == {"one": (2, 200, None), "two": (1, 0, "free")}
 
 
 async def test_a_payload_that_is_not_its_type_halts_with_a_cause_that_tells_nothing_of_it(

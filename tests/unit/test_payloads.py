@@ -1,4 +1,4 @@
-"""Payloads as JSON values: every kind of field, limits, and the decoder's view of the registry."""
+"""Payloads as JSON values: every kind of field, limits, and what is refused."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernel.errors import Unavailable, Undecodable, UnknownType
-from schemas.descriptors import POLL_SECONDS, POLL_UNKNOWN_SECONDS, Decoder
-from schemas.model import Loaded, SchemaLimits
-from schemas.registry import encoded
+from kernel.errors import Undecodable
+from schemas.descriptors import Decoder
+from schemas.model import SchemaLimits
 from schemas.upcasters import Upcasters, upcaster
-from tests.protos import CART, F, enum, field, file, kind_of, map_of, message
+from tests.protos import CART, F, Source, enum, field, file, kind_of, map_of, message
 
 JSON, PROTOBUF, TEXT = "application/json", "application/protobuf", "text/plain"
 
@@ -62,30 +61,6 @@ ALL = file(
     enum_type=[enum("Color", "NONE", "RED", "GREEN")],
 )
 All: Any = kind_of("shop.All", ALL)
-
-
-class Source:
-    """A registry in memory that counts what it is asked."""
-
-    def __init__(self, *files: FileDescriptorProto) -> None:
-        self.files = {made.name: made for made in files}
-        self.number, self.versions, self.loads, self.broken = 1, 0, 0, False
-
-    def put(self, made: FileDescriptorProto) -> None:
-        self.files[made.name] = made
-        self.number += 1
-
-    async def version(self) -> int:
-        self.versions += 1
-        if self.broken:
-            raise Unavailable
-        return self.number
-
-    async def load(self, types: Sequence[str]) -> Loaded:
-        self.loads += 1
-        if self.broken:
-            raise Unavailable
-        return Loaded(self.number, [encoded(made) for made in self.files.values()])
 
 
 async def decoder(
@@ -286,7 +261,9 @@ _EXTREME = {
     "string": st.text(st.characters(exclude_categories=["Cs"]), max_size=5),
     "bytes": st.binary(max_size=5),
     # JSON has one NaN, of all those that IEEE 754 knows.
-    "float": st.floats(width=32, allow_nan=False) | st.just(math.nan),
+    # Protobuf refuses to read the largest as it writes it itself, 3.4028235e+38.
+    "float": st.floats(width=32, allow_nan=False).filter(lambda v: abs(v) != 2.0**128 - 2.0**104)
+    | st.just(math.nan),
     "double": st.floats(allow_nan=False) | st.just(math.nan),
 }
 _SAME = {"fixed": "uint", "sfixed": "int", "sint": "int"}
@@ -492,95 +469,3 @@ async def test_upcasters_see_the_decoded_value() -> None:
     assert found == ("Removed", 2, {"sku": "p"})
     assert made.decode("shop.ItemRemoved", PROTOBUF, 1, b"\x0a\x01p") == {"product_id": "p"}
     assert made.read("E", JSON, 4, b"1") == ("E", 4, 1)
-
-
-# -- the registry --------------------------------------------------------------------------------
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-ADDED = ("shop.ItemAdded", PROTOBUF)
-
-
-def watched(source: Source) -> tuple[Decoder, Clock]:
-    clock = Clock()
-    return Decoder(source, clock=clock), clock
-
-
-async def test_an_unknown_type_says_what_to_do_and_is_found_once_it_is_registered() -> None:
-    source = Source()
-    made, clock = watched(source)
-    await made.prepare([ADDED])
-    with pytest.raises(UnknownType) as found:
-        made.decode(*ADDED, 0, b"")
-    assert found.value.message == (
-        "shop.ItemAdded: no descriptor of the message shop.ItemAdded is registered"
-    )
-    assert "everstate descriptor add" in found.value.hint
-    source.put(CART)
-    await made.prepare([ADDED])
-    with pytest.raises(UnknownType):
-        made.decode(*ADDED, 0, b"")
-    clock.now += POLL_UNKNOWN_SECONDS + 0.1
-    await made.prepare([ADDED])
-    assert made.decode(*ADDED, 0, b"")["quantity"] == 0
-
-
-async def test_while_all_is_known_the_registry_is_looked_at_every_few_seconds_only() -> None:
-    source = Source(CART)
-    made, clock = watched(source)
-    for _ in range(100):
-        await made.prepare([ADDED, ("E", JSON)])
-        clock.now += POLL_SECONDS / 100
-    assert (source.versions, source.loads) == (0, 1)
-    clock.now += POLL_SECONDS
-    for _ in range(10):
-        await made.prepare([ADDED])
-    assert (source.versions, source.loads) == (1, 1)
-
-
-async def test_a_type_that_is_new_to_the_decoder_is_loaded_at_once() -> None:
-    made, _ = watched(Source(CART))
-    await made.prepare([ADDED])
-    await made.prepare([("shop.ItemRemoved", PROTOBUF)])
-    assert made.decode("shop.ItemRemoved", PROTOBUF, 0, b"") == {"product_id": ""}
-
-
-async def test_a_changed_descriptor_is_used_soon() -> None:
-    source = Source(CART)
-    made, clock = watched(source)
-    await made.prepare([ADDED])
-    newer = FileDescriptorProto.FromString(encoded(CART))
-    newer.message_type[0].field.add(name="more", number=9, type=F.TYPE_INT32, label=1)
-    source.put(newer)
-    clock.now += POLL_SECONDS + 0.1
-    await made.prepare([ADDED])
-    assert made.decode(*ADDED, 0, b"\x48\x05")["more"] == 5
-
-
-async def test_a_registry_that_cannot_be_reached_leaves_what_is_known() -> None:
-    source = Source(CART)
-    made, clock = watched(source)
-    await made.prepare([ADDED])
-    source.broken = True
-    clock.now += POLL_SECONDS + 0.1
-    removed = ("shop.ItemRemoved", PROTOBUF)
-    for kind in (ADDED, removed):
-        with pytest.raises(Unavailable):
-            await made.prepare([kind])
-    assert made.decode(*ADDED, 0, b"")["quantity"] == 0
-    source.broken = False
-    await made.prepare([removed])
-    assert made.decode(*removed, 0, b"") == {"product_id": ""}
-
-
-async def test_json_asks_no_registry() -> None:
-    source = Source()
-    made, _ = watched(source)
-    await made.prepare([("E", JSON), ("F", TEXT), ("G", "")])
-    assert (source.versions, source.loads) == (0, 0)

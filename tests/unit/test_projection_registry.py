@@ -201,3 +201,15 @@ def test_the_digest_changes_with_the_code_that_the_class_uses_and_with_nothing_e
     assert digest(6, "x + LIMIT", "x - LIMIT") != same
     assert digest(7, "LIMIT = 3", "LIMIT = 4") != same
     assert digest(8, "(a int)", "(a bigint)") != same
+
+
+@pytest.mark.parametrize("character", ["\f", "\x1c", "\x85", "\u2028"])
+def test_the_digest_sees_the_last_line_also_after_what_is_no_line_end_to_python(
+    write: Write, character: str
+) -> None:
+    before = FOLDERS.replace("LIMIT = 3", f"LIMIT = 3\n    NOTE = 'a{character}b'")
+    after = before.replace("helper(1)", "helper(2)")
+    name = f"odd_{ord(character)}"
+    found = fresh(write, before, name).digest
+    assert fresh(write, before, f"{name}_same").digest == found
+    assert fresh(write, after, f"{name}_other").digest != found

@@ -179,6 +179,13 @@ def test_the_digest_sees_code_and_strings_but_no_comments(tmp_path: Path) -> Non
     assert usercode.without_comments(inside) != usercode.without_comments(plain)
 
 
+@pytest.mark.parametrize("character", ["\f", "\x1c", "\x85", "\u2028"])
+def test_lines_are_those_that_python_counts(character: str) -> None:
+    source = f"s = 'a{character}b'\n\n\nx = 1  # one\ny = 2  # two\nz = 3\n"
+    expected = f"s = 'a{character}b'\nx = 1\ny = 2\nz = 3"
+    assert usercode.without_comments(source) == expected
+
+
 def test_the_digest_is_that_of_the_files(tmp_path: Path) -> None:
     name = f"digested{next(_serial)}"
     write(tmp_path, **{f"{name}_py": "x = 1  # a\n"})
