@@ -17,6 +17,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from kernel import telemetry
 from kernel.errors import AddressInUse, EverstateError
 
+UNREAD_SECONDS = 30.0
+READ_BYTES = 65_536
+"""A reader that is behind takes as much in `UNREAD_SECONDS`, or loses its connection."""
+
 Ready = Callable[[], Awaitable[None]]
 """Returns when the process can work; raises the reason when it cannot."""
 
@@ -90,12 +94,47 @@ class _Server(uvicorn.Server):
 
 def _protocol(
     answer: Callable[[], tuple[int, list[tuple[bytes, bytes]], bytes]] | None,
+    unread_seconds: float,
 ) -> type[H11Protocol]:
+    class Bounded(H11Protocol):
+        """A reader that takes next to nothing of what waits for it loses its connection: else it
+        would hold a request, and what is written for it, as long as it likes.
+        """
+
+        giving_up: asyncio.TimerHandle | None = None
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._look_again()
+
+        def _look_again(self) -> None:
+            waiting = self.transport.get_write_buffer_size()
+            self.giving_up = self.loop.call_later(unread_seconds, self._look, waiting)
+
+        def _look(self, before: int) -> None:
+            if before - self.transport.get_write_buffer_size() < READ_BYTES:
+                self.transport.abort()
+            else:
+                self._look_again()
+
+        def resume_writing(self) -> None:
+            self._reads_on()
+            super().resume_writing()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._reads_on()
+            super().connection_lost(exc)
+
+        def _reads_on(self) -> None:
+            if self.giving_up is not None:
+                self.giving_up.cancel()
+                self.giving_up = None
+
     if answer is None:
-        return H11Protocol
+        return Bounded
     made = answer
 
-    class Protocol(H11Protocol):
+    class Protocol(Bounded):
         def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - ours says it better
             status, headers, body = made()
             for event in (
@@ -116,15 +155,16 @@ async def serving(
     *,
     tls: tuple[Path, Path] | None = None,
     answer_to_nonsense: Callable[[], tuple[int, list[tuple[bytes, bytes]], bytes]] | None = None,
+    unread_seconds: float = UNREAD_SECONDS,
 ) -> AsyncIterator[None]:
     """Serves ``app`` on ``listener`` while inside.
 
     ``tls``: the files of certificate and key. ``answer_to_nonsense`` makes status, headers and body
-    for what is not HTTP.
+    for what is not HTTP. ``unread_seconds``: see `READ_BYTES`.
     """
     config = uvicorn.Config(
         app,
-        http=_protocol(answer_to_nonsense),
+        http=_protocol(answer_to_nonsense, unread_seconds),
         ws="none",
         log_level="warning",
         access_log=False,

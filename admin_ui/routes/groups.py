@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 
-from admin_ui.access import needs
+from admin_ui.access import caller, needs
 from admin_ui.services import services_of
 from journal.groups.model import Group, ParkedSelection
 from journal.groups.store import GroupStore
 from kernel import clock
-from kernel.principals import Role
+from kernel.principals import PAYLOAD, Role
 
 Limit = Annotated[int, Query(ge=1, le=1_000)]
 Next = Annotated[str, Query(alias="next", max_length=100, description="Of the page before.")]
@@ -53,7 +53,10 @@ async def list_parked(
     page = await store.parked(
         group.group_id, ParkedSelection(all=True), page_size=limit, page_token=after
     )
-    return {"rows": [_plain(event) for event in page.events], "next": page.next_page_token or None}
+    rows = [_plain(event) for event in page.events]
+    if PAYLOAD not in caller(request).grants:  # a member's own words: they may quote the event
+        rows = [row | {"reason": None} for row in rows]
+    return {"rows": rows, "next": page.next_page_token or None}
 
 
 def _store(request: Request) -> GroupStore:

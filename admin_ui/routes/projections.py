@@ -10,16 +10,21 @@ import orjson
 from fastapi import FastAPI, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from admin_ui.access import needs
+from admin_ui.access import caller, needs
 from admin_ui.services import services_of
 from kernel import clock
 from kernel.database import Database
 from kernel.errors import InvalidArgument
-from kernel.principals import Role
+from kernel.principals import PAYLOAD, Role
 from projections import control
 
 _TAGS: dict[str, Any] = {"tags": ["projections"]}
 _ONE = "/api/v1/projections/{name}"
+_NO_VALUES = frozenset(
+    {"code", "sqlstate", "where", "position", "at", "worker", "entity_type", "entity_id",
+     "event_type"}
+)  # fmt: skip
+"""Keys of an error that hold nothing of what is inside of events."""
 
 Limit = Annotated[int, Query(ge=1, le=control.MAX_PAGE)]
 Next = Annotated[str, Query(alias="next", max_length=40, description="Of the page before.")]
@@ -78,20 +83,20 @@ async def list_projections(request: Request, limit: Limit = 100, after: Next = "
     found = await control.list_projections(database_of(request), after, min(limit + 1, 1_000))
     more = len(found) > limit or (limit == control.MAX_PAGE == len(found))
     rows = found[:limit]
-    return answer({"rows": rows, "next": rows[-1].name if more else None})
+    return answer(request, {"rows": rows, "next": rows[-1].name if more else None})
 
 
 @needs(Role.VIEWER)
 async def get_projection(request: Request, name: str) -> Response:
     """A projection as the build that readers see."""
-    return answer(await control.get_projection(database_of(request), name))
+    return answer(request, await control.get_projection(database_of(request), name))
 
 
 @needs(Role.VIEWER)
 async def list_builds(request: Request, name: str, limit: Limit = 100) -> Response:
     """The builds of a projection, newest version first, retired ones too."""
     rows = await control.list_builds(database_of(request), name, limit)
-    return answer({"rows": rows, "next": None})
+    return answer(request, {"rows": rows, "next": None})
 
 
 @needs(Role.VIEWER)
@@ -102,7 +107,9 @@ async def list_segments(
     """The segments of a build: up to where each has come, and which worker has it."""
     key = await _build(request, name, version, build)
     rows = await control.list_segments(database_of(request), name, *key, _number(after, -1), limit)
-    return answer({"rows": rows, "next": str(rows[-1].segment) if len(rows) == limit else None})
+    return answer(
+        request, {"rows": rows, "next": str(rows[-1].segment) if len(rows) == limit else None}
+    )
 
 
 @needs(Role.VIEWER)
@@ -113,7 +120,9 @@ async def list_parked(
     """Events that a build passed over, by position, and why; without their payloads."""
     key = await _build(request, name, version, build)
     rows = await control.list_parked(database_of(request), name, *key, _number(after, 0), limit)
-    return answer({"rows": rows, "next": str(rows[-1].position) if len(rows) == limit else None})
+    return answer(
+        request, {"rows": rows, "next": str(rows[-1].position) if len(rows) == limit else None}
+    )
 
 
 @needs(Role.VIEWER)
@@ -129,19 +138,19 @@ async def wait(
         raise InvalidArgument("timeout", f"is above {services.settings.wait_seconds:g} seconds")
     patience = timedelta(seconds=max(timeout, 0.001))
     with services.waits:
-        return answer(await control.wait_for(services.database, name, position, patience))
+        return answer(request, await control.wait_for(services.database, name, position, patience))
 
 
 @needs(Role.OPERATOR)
 async def pause(request: Request, name: str, body: Reason) -> Response:
     """Stops a projection until it is resumed; nothing of it commits after the answer."""
-    return answer(await control.pause(database_of(request), name, body.reason))
+    return answer(request, await control.pause(database_of(request), name, body.reason))
 
 
 @needs(Role.OPERATOR)
 async def resume(request: Request, name: str) -> Response:
     """Ends a pause, and lets halted segments try again."""
-    return answer(await control.resume(database_of(request), name))
+    return answer(request, await control.resume(database_of(request), name))
 
 
 @needs(Role.OPERATOR)
@@ -149,27 +158,31 @@ async def rebuild(request: Request, name: str, body: Order | None = None) -> Res
     """Orders another build beside the live one; the answer is the new build."""
     order = body or Order(auto_switch=False)
     made = await control.rebuild(database_of(request), name, auto_switch=order.auto_switch)
-    return answer(made, 202)
+    return answer(request, made, 202)
 
 
 @needs(Role.OPERATOR)
 async def switch(request: Request, name: str, body: Which | None = None) -> Response:
     """Shows readers the build that is ready, or the named one."""
     which = body or _NONE
-    return answer(await control.switch(database_of(request), name, which.version, which.build))
+    return answer(
+        request, await control.switch(database_of(request), name, which.version, which.build)
+    )
 
 
 @needs(Role.OPERATOR)
 async def rollback(request: Request, name: str) -> Response:
     """Shows readers the build that was live before."""
-    return answer(await control.rollback(database_of(request), name))
+    return answer(request, await control.rollback(database_of(request), name))
 
 
 @needs(Role.OPERATOR)
 async def discard(request: Request, name: str, body: Which | None = None) -> Response:
     """Gives up a build that is not live: by default the one under way."""
     which = body or _NONE
-    return answer(await control.discard(database_of(request), name, which.version, which.build))
+    return answer(
+        request, await control.discard(database_of(request), name, which.version, which.build)
+    )
 
 
 @needs(Role.OPERATOR)
@@ -177,7 +190,7 @@ async def compare(request: Request, name: str, body: Which | None = None) -> Res
     """Compares the live build with another one at one position, table by table."""
     which = body or _NONE
     found = await control.compare(database_of(request), name, which.version, which.build)
-    return answer({**plain(found), "equal": found.equal})
+    return answer(request, {**plain(found), "equal": found.equal})
 
 
 def database_of(request: Request) -> Database:
@@ -201,20 +214,26 @@ def _number(token: str, first: int) -> int:
     return int(token)
 
 
-def answer(value: object, status: int = 200) -> Response:
-    """``value`` as JSON; see `plain`."""
-    return Response(orjson.dumps(plain(value), default=str), status, media_type="application/json")
+def answer(request: Request, value: object, status: int = 200) -> Response:
+    """``value`` as JSON for who asks; see `plain`."""
+    body = plain(value, payload=PAYLOAD in caller(request).grants)
+    return Response(orjson.dumps(body, default=str), status, media_type="application/json")
 
 
-def plain(value: Any) -> Any:
-    """Dataclasses as objects, times as RFC 3339 with Z."""
+def plain(value: Any, *, payload: bool = False) -> Any:
+    """Dataclasses as objects, times as RFC 3339 with Z. Without the grant ``payload``, errors are
+    without their message: what raised it has seen events and may quote them.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = dataclasses.fields(value)
-        return {field.name: plain(getattr(value, field.name)) for field in fields}
+        found = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        if not payload and isinstance(found.get("error"), dict):
+            kept = {key: item for key, item in found["error"].items() if key in _NO_VALUES}
+            found["error"] = kept | {"message": None}
+        value = found
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: plain(item, payload=payload) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [plain(item, payload=payload) for item in value]
     if isinstance(value, datetime) and value.tzinfo is not None:
         return clock.format_us(clock.to_us(value))
     return value

@@ -103,6 +103,8 @@ async def read(
             raise InvalidArgument(name, "is given twice")
     as_csv = form == "csv" or (form is None and _prefers_csv(request))
     _check_name(projection)
+    if "\0" in table:  # no name holds it, and PostgreSQL takes no text that does
+        raise InvalidArgument("table", "holds a NUL character")
     if min_position:
         patience = timedelta(seconds=max(timeout, 0.001))
         with services.waits:

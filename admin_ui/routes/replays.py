@@ -56,7 +56,7 @@ async def order(request: Request, name: str, body: Order) -> Response:
         database_of(request), name, selection,
         reason=body.reason, principal=caller(request).name, rate=body.rate,
     )  # fmt: skip
-    return answer(row, 202)
+    return answer(request, row, 202)
 
 
 @needs(Role.VIEWER)
@@ -65,19 +65,19 @@ async def list_replays(
 ) -> Response:
     """The newest replays of a projection, newest first."""
     rows = await control.list_replays(database_of(request), name, limit)
-    return answer({"rows": rows, "next": None})
+    return answer(request, {"rows": rows, "next": None})
 
 
 @needs(Role.VIEWER)
 async def get_replay(request: Request, name: str, replay_id: str) -> Response:
     """A replay and how far it is."""
-    return answer(await control.get_replay(database_of(request), name, _id(replay_id)))
+    return answer(request, await control.get_replay(database_of(request), name, _id(replay_id)))
 
 
 @needs(Role.OPERATOR)
 async def cancel(request: Request, name: str, replay_id: str) -> Response:
     """Ends a replay after the entities it is at; what was replayed stays."""
-    return answer(await control.cancel_replay(database_of(request), name, _id(replay_id)))
+    return answer(request, await control.cancel_replay(database_of(request), name, _id(replay_id)))
 
 
 def _id(text: str) -> str:

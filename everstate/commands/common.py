@@ -135,6 +135,14 @@ def printable(text: str) -> str:
     return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
+def said(error: dict[str, Any]) -> str:
+    """What an error of the admin says, or what it is and where when it may not be quoted to us."""
+    if (message := error.get("message")) is not None:
+        return str(message)
+    words = [str(error[key]) for key in ("code", "sqlstate", "where") if error.get(key)]
+    return f"{', '.join(words)} (the message needs the grant payload)"
+
+
 def event_text(event: EventView, body: dict[str, Any] | None = None) -> str:
     """An event as a line for people; ``body``: its content, if not `shown_payload`."""
     from kernel import clock

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 import typer
 
 from everstate.commands import replay
-from everstate.commands.common import AdminUrl, Json, Limit, Wait, control, printable, show
+from everstate.commands.common import AdminUrl, Json, Limit, Wait, control, printable, said, show
 
 if TYPE_CHECKING:
     from everstate.control import Control
@@ -98,7 +98,7 @@ def show_projection(
         text = f"  segment {segment['segment']}: {segment['state']}, position {segment['position']}"
         text += f", {segment['holder']}" if segment["holder"] else ", no worker has it"
         if segment["error"]:
-            text += f": {printable(str(segment['error'].get('message', segment['error'])))}"
+            text += f": {printable(said(segment['error']))}"
         typer.echo(text)
 
 
@@ -116,9 +116,9 @@ def parked(
                 show(row)
                 continue
             entity = printable(f"{row['entity_type']}/{row['entity_id']}")
-            reason = row["error"].get("message", "") if isinstance(row["error"], dict) else ""
-            said = f"{entity}  {printable(row['event_type'])}  {printable(reason)}"
-            typer.echo(f"{row['position']:>8}  {said}")
+            reason = said(row["error"]) if isinstance(row["error"], dict) else ""
+            about = f"{entity}  {printable(row['event_type'])}  {printable(reason)}"
+            typer.echo(f"{row['position']:>8}  {about}")
 
 
 def pause(
@@ -173,7 +173,7 @@ def _followed(admin: Control, row: dict[str, Any], auto_switch: bool) -> dict[st
             if row["state"] in done:
                 return row
             if row["state"] in ("failed", "retired"):
-                message = (row["error"] or {}).get("message", "it was given up")
+                message = said(row["error"]) if row["error"] else "it was given up"
                 raise Conflict(f"the rebuild of {row['name']!r} ended: {message}")
             if row["status"] == "halted":
                 raise Conflict(

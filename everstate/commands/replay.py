@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from everstate.commands.common import AdminUrl, Json, Limit, Wait, control, printable, show
+from everstate.commands.common import AdminUrl, Json, Limit, Wait, control, printable, said, show
 
 Name = Annotated[str, typer.Argument(help="The projection.")]
 _LOOK_EVERY = 0.5
@@ -36,7 +36,7 @@ def _say(row: dict[str, Any], as_json: bool) -> None:
     if row["error"]:
         error = row["error"]
         where = f" at {error['entity_type']}/{error['entity_id']}" if "entity_id" in error else ""
-        text += printable(f"; failed{where}: {error['message']}")
+        text += printable(f"; failed{where}: {said(error)}")
     typer.echo(text)
 
 

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
+import orjson
 import pytest
 
 from admin_ui import app as admin_app
@@ -21,7 +22,7 @@ from everstate.commands.group import _line
 from journal.groups.model import GroupSettings
 from journal.groups.store import GroupStore
 from kernel.database import Database
-from kernel.principals import Role
+from kernel.principals import PAYLOAD, Role
 from kernel.token_store import Tokens
 from tests.asgi import Asgi
 from tests.readmodels import make_read_model, reach
@@ -88,6 +89,60 @@ async def test_segments_and_parked_events_are_paged(http: Asgi, database: Databa
         said = (await http.get(f"{ONE}/parked", {"next": bad})).problem(400, "INVALID_ARGUMENT")
         assert said["field"] == "next"
     (await http.get(f"{ONE}/parked", {"version": 7})).problem(404, "NOT_FOUND")
+
+
+SECRET = "card 4111 1111 1111 1111"
+ERROR = {
+    "code": "STATEMENT", "message": SECRET, "sqlstate": "22P02", "where": "files.sql:7",
+    "at": "2026-01-01T00:00:00Z", "worker": "w-1", "position": 1, "entity_type": "file",
+    "entity_id": "f1", "event_type": "FileAdded", "detail": SECRET,
+}  # fmt: skip
+
+
+async def test_what_an_error_quotes_of_an_event_needs_the_grant_payload(
+    http: Asgi, database: Database
+) -> None:
+    tokens = Tokens(database)
+    token, _ = await tokens.create("seeing", Role.VIEWER, by="test", grants=frozenset({PAYLOAD}))
+    seeing = http.with_token(token)
+    error = orjson.dumps(ERROR).decode()
+    await database.fetchrow(PARK)
+    for table in ("projection_parked", "projection_checkpoints", "projection_builds"):
+        await database.fetchrow(f"UPDATE everstate.{table} SET error = $1", error)
+    await database.fetchrow(
+        """INSERT INTO everstate.projection_replays (replay_id, name, version, build, state,
+          selection, reason, principal, error)
+          VALUES (gen_random_uuid(), 'repo', 1, 1, 'failed', '{"types": []}', 'x', 'op', $1)""",
+        error,
+    )
+    group_id = await GroupStore(database).create("mail", 1, GroupSettings(partitions=1), 0)
+    await database.fetchrow(
+        """INSERT INTO everstate.parked_events (group_id, position, partition, sequence,
+          entity_type, entity_id, event_type, state, reason, attempts)
+          VALUES ($1, 1, 0, 1, 'file', 'f1', 'FileAdded', 'parked', $2, 3)""",
+        group_id, SECRET,
+    )  # fmt: skip
+    shown = {**ERROR, "message": None}
+    del shown["detail"]
+    for path in (
+        "/api/v1/projections",
+        ONE,
+        f"{ONE}/builds",
+        f"{ONE}/segments",
+        f"{ONE}/parked",
+        f"{ONE}/replays",
+    ):
+        for asking, expected in ((http, shown), (seeing, ERROR)):
+            found = (await asking.get(path)).ok()
+            row = found["rows"][0] if "rows" in found else found
+            assert row["error"] == expected, path
+            assert "next" not in row
+    for act in ("pause", "resume"):
+        body = {"reason": "x"} if act == "pause" else None
+        assert (await http.post(f"{ONE}/{act}", body)).ok()["error"] == shown
+    for asking, reason in ((http, None), (seeing, SECRET)):
+        [row] = (await asking.get("/api/v1/groups/mail/parked")).ok()["rows"]
+        assert (row["reason"], row["entity_id"]) == (reason, "f1")
 
 
 async def test_a_wait_ends_when_the_position_is_reached_or_at_its_time(
@@ -198,7 +253,10 @@ async def test_the_commands_do_what_the_api_does(admin: Admin, database: Databas
     assert "  segment 0: running, position 0, no worker has it\n" in shown
     parked = (await admin.cli("parked", "repo", "--json", "--limit", "3")).ok().lines()
     assert [row["position"] for row in parked] == [1, 2, 3]
-    assert "file/f1  FileAdded  no" in (await admin.cli("parked", "repo")).ok().out
+    assert (
+        "file/f1  FileAdded   (the message needs the grant"
+        in (await admin.cli("parked", "repo")).ok().out
+    )
     paused = (await admin.cli("pause", "repo", "--reason", "tea")).ok().out
     assert paused.endswith("; paused: tea\n")
     assert (await admin.cli("resume", "repo", "--json")).ok().json()["paused"] is False

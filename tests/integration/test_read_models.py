@@ -577,3 +577,8 @@ async def test_head_and_the_token_rules_hold_for_read_models_too(
     production = settled(database, dev=False)
     (await production.get(PATH)).problem(401, "UNAUTHENTICATED")
     (await http.get(PATH, host="evil.example")).problem(401, "UNAUTHENTICATED")
+
+
+async def test_a_table_s_name_with_nul_is_the_reader_s_mistake(http: Asgi) -> None:
+    said = (await http.get("/api/v1/read/repo/a\0b")).problem(400, "INVALID_ARGUMENT")
+    assert said["field"] == "table"
