@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import timedelta
 
 from admin_ui import app as admin_app
 from admin_ui import errors
@@ -37,6 +38,8 @@ async def _database(settings: AdminSettings) -> AsyncIterator[db.Database]:
             settings.schema_name,
             max_connections=settings.database_connections,
             application_name="everstate-admin",
+            # Reads of read models may take longer than other statements.
+            answer_timeout=timedelta(seconds=max(5.0, settings.read_seconds)),
         )
     )
     try:

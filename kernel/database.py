@@ -44,10 +44,6 @@ log = structlog.get_logger(__name__)
 OLDEST_SERVER = 15
 NEWEST_SERVER = 18
 
-_GRACE = timedelta(seconds=5)
-"""How much longer than the server's ``statement_timeout`` a client waits for an answer: a server
-that is gone without a word (a firewall, a frozen host) ends no statement.
-"""
 _SET_SECONDS = 5.0
 _RELEASE_SECONDS = 5.0
 
@@ -67,6 +63,10 @@ class DatabaseSettings:
     statement_timeout: timedelta = timedelta(seconds=30)
     lock_timeout: timedelta = timedelta(seconds=10)
     idle_transaction_timeout: timedelta = timedelta(seconds=15)
+    answer_timeout: timedelta = timedelta(seconds=5)
+    """How much longer than the server's ``statement_timeout`` a client waits for an answer: a
+    server that is gone without a word (a firewall, a frozen host) ends no statement.
+    """
 
 
 class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg is untyped
@@ -80,6 +80,7 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg is untype
         if timeout is not None and timeout * 1000 < default_ms:
             wanted = next((step for step in _STEPS_MS if step >= timeout * 1000), default_ms)
         if getattr(self, "timeout_ms", default_ms) != wanted:
+            self.timeout_ms = -1  # until the server has answered
             await self.execute(f"SET statement_timeout = {wanted}", timeout=_SET_SECONDS)
             self.timeout_ms = wanted
 
@@ -289,7 +290,7 @@ def _connect_options(settings: DatabaseSettings) -> dict[str, Any]:
 
     return {
         "timeout": settings.connect_timeout.total_seconds(),
-        "command_timeout": (settings.statement_timeout + _GRACE).total_seconds(),
+        "command_timeout": (settings.statement_timeout + settings.answer_timeout).total_seconds(),
         "server_settings": {
             "application_name": settings.application_name,
             "statement_timeout": ms(settings.statement_timeout),
@@ -302,6 +303,39 @@ def _connect_options(settings: DatabaseSettings) -> dict[str, Any]:
             "enable_seqscan": "off",
         },
     }
+
+
+@asynccontextmanager
+async def transaction(connection: Connection, seconds: float) -> AsyncIterator[None]:
+    """A transaction that has ended after ``seconds``: then the connection is cut.
+
+    What failed inside comes out, also when the connection was lost and cannot roll back.
+
+    Raises:
+        Unavailable: the connection was lost before the commit was asked for; nothing was written.
+
+    """
+    failure: BaseException | None = None
+    cut = asyncio.get_running_loop().call_later(seconds, connection.terminate)
+    try:
+        async with connection.transaction():
+            try:
+                yield
+            except BaseException as error:
+                failure = error
+                if isinstance(error, TimeoutError):  # the server has ignored its own timeout
+                    connection.terminate()
+                raise
+    except Exception as error:
+        if failure is None:
+            raise
+        if isinstance(failure, _DRIVER_ERRORS) and connection.is_closed():
+            raise Unavailable("the connection was lost; nothing was written") from failure
+        if error is failure:
+            raise
+        raise failure from error
+    finally:
+        cut.cancel()
 
 
 async def connect(settings: DatabaseSettings) -> Connection:

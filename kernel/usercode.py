@@ -240,9 +240,14 @@ def place(error: BaseException) -> str:
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename != __file__ and not frame.filename.startswith("<")
+        if not frame.filename.startswith("<") and not _is_ours(Path(frame.filename))
     ]
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+
+
+def _is_ours(file: Path) -> bool:
+    home = Path(__file__).parents[1]
+    return file.is_relative_to(home) and file.relative_to(home).parts[0] in ROOMS
 
 
 def source_digest(*modules: ModuleType) -> bytes:

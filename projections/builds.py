@@ -91,7 +91,7 @@ async def make(
     role = role_name(database, schema, read_model)
     views, reader = views_schema(definition.name), reader_role(database, schema)
     await store.run(connection, "read_model_create", schema, read_model, role, views, reader)
-    await store.run(connection, "enter", schema, role, search_path(read_model), "")
+    await store.run(connection, "enter", schema, role, search_path(read_model), "", "")
     for statement in definition.tables:
         with _explained(definition, statement, connection):
             await connection.execute(statement.text)

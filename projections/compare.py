@@ -105,22 +105,22 @@ async def columns(connection: Connection, schema: str, old: str, new: str) -> Co
 
 
 async def compare_tables(
-    connection: Connection, schema: str, old: str, new: str, found: Columns
+    connection: Connection, schema: str, old: str, new: str, found: Columns, timeout: float
 ) -> tuple[TableComparison, ...]:
-    """Every table that both schemas have. ``connection`` is in a `snapshot`."""
+    """Every table that both schemas have. ``connection`` is in a `snapshot` of ``timeout``."""
     digest = sql.load("projections", "compare_digest", schema)
     compared: list[TableComparison] = []
     for table in sorted(found.old & found.new):
         shared = found.shared.get(table, ())
         skipped = tuple(found.skipped.get(table, ()))
-        a = await connection.fetchrow(digest, old, table, shared)
-        b = await connection.fetchrow(digest, new, table, shared)
+        a = await connection.fetchrow(digest, old, table, shared, timeout=timeout)
+        b = await connection.fetchrow(digest, new, table, shared, timeout=timeout)
         equal = tuple(a) == tuple(b)
         differences: dict[str, list[Mapping[str, Any]]] = {"old": [], "new": []}
         if not equal:
             rows = await connection.fetch(
                 sql.load("projections", "compare_differences", schema),
-                old, new, table, shared, SHOWN,
+                old, new, table, shared, SHOWN, timeout=timeout,
             )  # fmt: skip
             for side, content in rows:
                 differences[side].append(orjson.loads(content))

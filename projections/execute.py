@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from journal.rows import EventRow, Names
-from kernel.database import Connection, Database
+from kernel.database import Connection, Database, transaction
 from kernel.errors import DeadlineExceeded, Unavailable, Undecodable, UnknownType
 from kernel.leases import Lease, fence
 from projections import events, store
@@ -89,6 +89,10 @@ class Transaction:
         except StatementError as error:
             self.failure = self.failure or error
             raise
+        except TimeoutError as error:  # the server has ignored its own timeout
+            self._connection.terminate()
+            self.failure = self.failure or Unavailable("the database does not answer")
+            raise self.failure from error
         except Exception as error:
             meaning = store.user_error(error, self._connection, len(self._prefix))
             self.failure = self.failure or meaning
@@ -138,6 +142,10 @@ class Applier:
     def __init__(self, definition: Definition, names: Names, decoder: Decoder) -> None:
         self._names = names
         self._decoder = decoder
+        self.stored_types = decoder.upcasters.sources(definition.event_types)
+        """The types to ask the log for: also what upcasters make a handled one of. Empty: all."""
+        # What goes on in Python between two statements may take as long as `apply` may.
+        self.idle_ms = "" if definition.make is None else str(int((APPLY_SECONDS + 15) * 1_000))
         self._wanted = frozenset(definition.event_types)
         self._columns = Columns(definition, names, decoder) if definition.kind == "sql" else None
         self._projection: Projection | None = definition.make() if definition.make else None
@@ -213,13 +221,16 @@ class Applier:
 def _judged(tx: Transaction, error: BaseException) -> BaseException:
     """What to raise for a failure of the user's code: the first statement's failure counts."""
     for failure in (tx.failure, error):
-        if failure is not None and _may_pass(failure):
+        if isinstance(failure, TimeoutError):
+            return DeadlineExceeded("applying events did not end in time; nothing was written")
+        if isinstance(failure, Unavailable | DeadlineExceeded):
             return failure
     return Poison(error)
 
 
-def _may_pass(error: BaseException) -> bool:
-    return isinstance(error, Unavailable | DeadlineExceeded | TimeoutError)
+def batch_seconds(database: Database) -> float:
+    """How long a batch's transaction may take with all that it has to wait for."""
+    return APPLY_SECONDS + database.settings.statement_timeout.total_seconds()
 
 
 async def commit(
@@ -249,11 +260,12 @@ async def commit(
     tx: Transaction | None = None
     async with database.connection(writing=True) as connection:
         try:
-            async with connection.transaction():
+            async with transaction(connection, batch_seconds(database)):
                 if applier is not None and prepared is not None:
                     await store.run(
                         connection, "enter", schema, target.role_name,
                         search_path(target.schema_name), "off" if replaying else "",
+                        applier.idle_ms,
                     )  # fmt: skip
                     tx = Transaction(connection, target.schema_name, replaying=replaying)
                     await applier.apply(tx, prepared)

@@ -351,8 +351,9 @@ class Rebuilds:
                     raise Conflict(f"projection {name!r}: its builds went on; compare again")
                 await self._release(name)
                 compared = await tables.compare_tables(
-                    connection, self._database.schema, live.schema_name, target.schema_name, columns
-                )
+                    connection, self._database.schema, live.schema_name, target.schema_name,
+                    columns, timeout.total_seconds(),
+                )  # fmt: skip
         finally:
             await self._release(name)
         return Comparison(

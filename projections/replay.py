@@ -23,12 +23,12 @@ from journal.queries import page_token
 from journal.reader import LoadedRows
 from journal.rows import EventRow, Names, RowBatch
 from kernel import ids, sql
-from kernel.database import Connection, Database
+from kernel.database import Connection, Database, transaction
 from kernel.errors import Conflict, EntityNotFound, EverstateError, InvalidArgument, NotFound
 from kernel.leases import fence
 from projections import store
 from projections.builds import search_path
-from projections.execute import Applier, Moved, Poison, Target, Transaction
+from projections.execute import Applier, Moved, Poison, Target, Transaction, batch_seconds
 from projections.model import Definition
 
 MAX_ENTITIES = 1_000
@@ -375,7 +375,10 @@ class SegmentReplay:
         database, segment = self._database, target.segment
         done = events = 0
         cursor = page.cursor
-        async with database.connection(writing=True) as connection, connection.transaction():
+        async with (
+            database.connection(writing=True) as connection,
+            transaction(connection, batch_seconds(database)),
+        ):
             for item in page.items[:_STEP_ENTITIES]:
                 try:
                     events += await self._replay_entity(connection, target, item)
@@ -406,8 +409,9 @@ class SegmentReplay:
         )
         parked = {row[0] for row in rows}
         await store.run(
-            connection, "enter", schema, target.role_name, search_path(target.schema_name), ""
-        )
+            connection, "enter", schema, target.role_name, search_path(target.schema_name), "",
+            self._applier.idle_ms,
+        )  # fmt: skip
         await self._applier.delete(
             Transaction(connection, target.schema_name, replaying=True),
             item.entity_type,
@@ -426,7 +430,7 @@ class SegmentReplay:
 
     async def _events(self, item: _Item, position: int) -> AsyncIterator[list[EventRow]]:
         """The entity's handled events up to a position, some at a time."""
-        handled = set(self._definition.event_types)
+        handled = set(self._applier.stored_types)
         query = LoadQuery(item.entity_type, item.entity_id, ignore_snapshot=True)
         parts = self._source.load_rows(self._log, query, _SECONDS)
         try:

@@ -18,7 +18,7 @@ from journal.model import SubscribeQuery
 from journal.rows import EventRow, Names
 from journal.subscriptions import Delivery
 from kernel import clock, telemetry, usercode
-from kernel.database import Database
+from kernel.database import Database, transaction
 from kernel.errors import DeadlineExceeded, EverstateError, LeaseLost
 from kernel.leases import Lease, fence
 from projections import store
@@ -29,6 +29,7 @@ from projections.execute import (
     Poison,
     Target,
     TooManyParked,
+    batch_seconds,
     commit,
 )
 from projections.model import Definition, Segment, StatementError
@@ -87,7 +88,12 @@ class SegmentRunner:
     """
 
     def __init__(
-        self, around: Surroundings, definition: Definition, view: Runnable, lease: Lease
+        self,
+        around: Surroundings,
+        definition: Definition,
+        applier: Applier,
+        view: Runnable,
+        lease: Lease,
     ) -> None:
         self.view = view
         self.lease = lease
@@ -97,7 +103,7 @@ class SegmentRunner:
         self.failing = ""
         self.between: Between | None = None
         self._around = around
-        self._applier = Applier(definition, around.names, around.decoder)
+        self._applier = applier
         self._stopping = asyncio.Event()
         self._written_at = 0.0
         self._rate = telemetry.projection_events.labels(view.name, str(view.version))
@@ -168,13 +174,7 @@ class SegmentRunner:
             self._log.warning("segment waits", reason=reason)
             self.failing = reason
             return
-        database, view = self._around.database, self.view
-        with contextlib.suppress(EverstateError):
-            await database.fetchrow(
-                store.statement("waiting", database.schema), view.name, view.version, view.build,
-                view.segment, self.position, orjson.dumps(self._described(error)).decode(),
-                timeout=2,
-            )  # fmt: skip
+        await show_waiting(self._around.database, self.segment, self._described(error))
 
     def _is_at_stop(self) -> bool:
         stop = self.view.stop_position
@@ -193,7 +193,7 @@ class SegmentRunner:
         query = SubscribeQuery(
             from_position=self.position + 1,
             entity_types=definition.entity_types,
-            event_types=self._around.decoder.upcasters.sources(definition.event_types),
+            event_types=self._applier.stored_types,
             slices=() if whole else ((view.first_slice, view.last_slice),),
         )
         async for rows, covered in self._deliveries(query):
@@ -347,7 +347,10 @@ class SegmentRunner:
         if position > self.position:
             await self._commit([], position)
         database, view = self._around.database, self.view
-        async with database.connection(writing=True) as connection, connection.transaction():
+        async with (
+            database.connection(writing=True) as connection,
+            transaction(connection, batch_seconds(database)),
+        ):
             done = await store.run(
                 connection, "halt", database.schema, view.name, view.version, view.build,
                 view.segment, self.position, orjson.dumps(error).decode(),
@@ -359,37 +362,52 @@ class SegmentRunner:
         self._log.error("segment halted", position=self.position + 1, reason=error["code"])
 
     def _described(self, cause: BaseException) -> dict[str, Any]:
-        """The error as it is kept beside the segment or the parked event (never in a log: what
-        PostgreSQL says may hold values of the event).
-        """
-        code, where = "EXCEPTION", usercode.place(cause)
-        message = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
-        extra: dict[str, Any] = {}
-        if isinstance(cause, StatementError):
-            code, message = "STATEMENT", cause.message
-            if cause.sqlstate:
-                extra["sqlstate"] = cause.sqlstate
-            where = self._line(cause) or where
-        elif isinstance(cause, EverstateError):
-            code, message, where = cause.code, cause.message, ""
-        if where:
-            extra["where"] = where
-        return {
-            "code": code, "message": message[:_MESSAGE_CHARS], **extra,
-            "at": clock.format_us(clock.now_us()), "worker": self._around.worker,
-        }  # fmt: skip
+        return described(cause, self.definition, self._around.worker)
 
-    def _line(self, cause: StatementError) -> str:
-        """The line of the `.sql` file that failed, from what PostgreSQL says of the function."""
-        if self.definition.kind != "sql":
-            return ""
-        found = re.findall(r'SQL function "(\w+)" statement (\d+)', cause.context)
-        for function, number in found:
-            for handler in self.definition.handlers:
-                if handler.function == function and int(number) <= len(handler.statements):
-                    line = handler.statements[int(number) - 1].line
-                    return f"{self.definition.origin}:{line}"
-        return self.definition.origin
+
+def described(cause: BaseException, definition: Definition, worker: str) -> dict[str, Any]:
+    """The error as it is kept beside the segment or the parked event (never in a log: what
+    PostgreSQL says may hold values of the event).
+    """
+    code, where = "EXCEPTION", usercode.place(cause)
+    message = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
+    extra: dict[str, Any] = {}
+    if isinstance(cause, StatementError):
+        code, message = "STATEMENT", cause.message
+        if cause.sqlstate:
+            extra["sqlstate"] = cause.sqlstate
+        where = _line(cause, definition) or where
+    elif isinstance(cause, EverstateError):
+        code, message, where = cause.code, cause.message, ""
+    if where:
+        extra["where"] = where
+    return {
+        "code": code, "message": message[:_MESSAGE_CHARS], **extra,
+        "at": clock.format_us(clock.now_us()), "worker": worker,
+    }  # fmt: skip
+
+
+def _line(cause: StatementError, definition: Definition) -> str:
+    """The line of the `.sql` file that failed, from what PostgreSQL says of the function."""
+    if definition.kind != "sql":
+        return ""
+    found = re.findall(r'SQL function "(\w+)" statement (\d+)', cause.context)
+    for function, number in found:
+        for handler in definition.handlers:
+            if handler.function == function and int(number) <= len(handler.statements):
+                line = handler.statements[int(number) - 1].line
+                return f"{definition.origin}:{line}"
+    return definition.origin
+
+
+async def show_waiting(database: Database, segment: Segment, error: dict[str, Any]) -> None:
+    """Puts beside a checkpoint why nothing goes on there, when that is possible."""
+    with contextlib.suppress(EverstateError):
+        await database.fetchrow(
+            store.statement("waiting", database.schema), segment.name, segment.version,
+            segment.build, segment.segment, segment.position, orjson.dumps(error).decode(),
+            timeout=2,
+        )  # fmt: skip
 
 
 async def _next(deliveries: AsyncIterator[Delivery]) -> Delivery:

@@ -26,8 +26,9 @@ from kernel.errors import EverstateError
 from kernel.ids import new_id
 from kernel.leases import Lease, Leases
 from projections import control, sqlfile, store
+from projections.execute import Applier
 from projections.model import Definition
-from projections.segment import Feed, SegmentRunner, Surroundings
+from projections.segment import Feed, SegmentRunner, Surroundings, described, show_waiting
 from projections.store import Runnable
 from schemas.descriptors import Decoder
 
@@ -39,6 +40,8 @@ Key = tuple[str, int, str]
 Duty = Callable[[], Awaitable[object]]
 
 _FORGOTTEN = timedelta(hours=1)
+_MADE_AGAIN_SECONDS = 5.0
+"""After this a projection whose ``__init__`` failed is made once more."""
 _ADVANCE_SECONDS, _ADVANCES = 0.25, 50
 """How often a segment without events moves its checkpoint; and how many may do so in a second."""
 
@@ -126,6 +129,7 @@ class Worker:
         self._announced: dict[tuple[str, int], Lease] = {}
         self._held: dict[str, _Held] = {}
         self._free_since: dict[str, float] = {}
+        self._made_again: dict[str, float] = {}
         self._shown: set[tuple[str, str]] = set()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -266,11 +270,14 @@ class Worker:
             falls_to_me = load[mine] < sure or load[mine] <= least or not sight.others(name, mine)
             if not falls_to_me and now - self._free_since[name] < patience:
                 continue
+            row, definition = sight.wanted[name]
+            applier = await self._applier(name, row, definition)
+            if applier is None:
+                continue
             lease = await self._segments.acquire(name)
             if lease is None:
                 continue
-            row, definition = sight.wanted[name]
-            runner = SegmentRunner(self._around, definition, row, lease)
+            runner = SegmentRunner(self._around, definition, applier, row, lease)
             task = asyncio.create_task(self._run(runner))
             self._held[name] = _Held(runner, task)
             load[mine] += 1
@@ -278,6 +285,26 @@ class Worker:
                 "segment taken", projection=row.name, version=row.version, build=row.build,
                 segment=row.segment, epoch=lease.epoch,
             )  # fmt: skip
+
+    async def _applier(self, name: str, row: Runnable, definition: Definition) -> Applier | None:
+        """What applies a segment's events. The user's ``__init__`` runs here: one that fails keeps
+        this segment waiting, with the reason beside it, and no other.
+        """
+        now = asyncio.get_running_loop().time()
+        if now < self._made_again.get(name, now):
+            return None
+        try:
+            made = Applier(definition, self._around.names, self._around.decoder)
+        except Exception as error:  # noqa: BLE001 - the user's
+            if name not in self._made_again:
+                log.warning("projection cannot be made", segment=name, error=type(error).__name__)
+            self._made_again[name] = now + _MADE_AGAIN_SECONDS
+            await show_waiting(
+                self._database, row.key, described(error, definition, self._around.worker)
+            )
+            return None
+        self._made_again.pop(name, None)
+        return made
 
     async def _run(self, runner: SegmentRunner) -> None:
         try:

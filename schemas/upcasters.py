@@ -129,9 +129,10 @@ class Upcasters:
                 data = step.function(data)
             except Exception as error:
                 # Its text may hold data: the class and the line have to do.
+                where = place(error)
                 raise Undecodable(
-                    f"{shape}: the upcaster {step.name} raised {type(error).__name__} "
-                    f"at {place(error)}"
+                    f"{shape}: the upcaster {step.name} raised {type(error).__name__}"
+                    + (f" at {where}" if where else "")
                 ) from error
             try:
                 # What JSON makes of it: SQL, Python and the command line then see the same.

@@ -30,6 +30,7 @@ class Hand:
     journal: StoreJournal
     definitions: Mapping[tuple[str, int], Definition]
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    decoder: Decoder = field(default_factory=Decoder)
     _leases: dict[str, Lease] = field(default_factory=dict)
 
     @classmethod
@@ -65,7 +66,7 @@ class Hand:
 
     def applier(self, segment: Runnable) -> Applier:
         definition = self.definitions[segment.name, segment.version]
-        return Applier(definition, self.journal.names, Decoder())
+        return Applier(definition, self.journal.names, self.decoder)
 
     async def catch_up(self, name: str = "", *, to: int = 0) -> None:
         """Applies everything to every segment, up to where it is told to stop."""
@@ -79,7 +80,7 @@ class Hand:
         query = ReadQuery(
             from_position=segment.position + 1,
             entity_types=definition.entity_types,
-            event_types=definition.event_types,
+            event_types=self.decoder.upcasters.sources(definition.event_types),
             slices=((segment.first_slice, segment.last_slice),),
         )
         head = (await self.journal.get_log("default")).head

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
+import signal
 from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -284,3 +289,141 @@ async def test_why_a_segment_waits_is_shown_beside_it_until_it_gets_on(
         await reached(journal.database, "totals", last)
         (segment,) = await control.list_segments(journal.database, "totals", 1, 1)
         assert segment.error is None
+
+
+# -- what is no fault of an event ----------------------------------------------------------------
+
+
+async def test_an_apply_that_is_too_slow_is_tried_with_fewer_events(
+    journal: StoreJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("projections.execute.APPLY_SECONDS", 0.2)
+    sizes: list[int] = []
+
+    class Slow(Totals):
+        name = "totals"
+
+        async def apply(self, events: Sequence[ProjectedEvent], tx: Tx) -> None:
+            sizes.append(len(events))
+            if len(events) > 2:
+                await asyncio.Event().wait()
+            await super().apply(events, tx)
+
+    last = await append(journal, "a", *[("Added", {"n": 1})] * 8)
+    async with working(journal, python(Slow)):
+        await reached(journal.database, "totals", last)
+    assert sizes == [8, 4, 2, 2, 4, 2, 2]
+    assert await table(journal.database, "totals") == await folded(journal)
+
+
+async def test_an_apply_may_compute_for_longer_than_other_transactions_may_idle(
+    database_url: str,
+) -> None:
+    settings = DatabaseSettings(database_url, idle_transaction_timeout=timedelta(milliseconds=50))
+    calls = 0
+
+    class Computing(Totals):
+        name = "totals"
+
+        async def apply(self, events: Sequence[ProjectedEvent], tx: Tx) -> None:
+            nonlocal calls
+            calls += 1
+            await super().apply(events, tx)
+            await asyncio.sleep(0.2)
+
+    database = await Database.open(settings)
+    try:
+        async with journal_on(database) as journal:
+            last = await append(journal, "a", ("Added", {"n": 1}))
+            async with working(journal, python(Computing)):
+                await reached(database, "totals", last, 5)
+    finally:
+        await database.close()
+    assert calls == 1
+
+
+@pytest.mark.parametrize("kind", ["a statement of apply", "the end of the batch"])
+async def test_a_server_that_falls_silent_in_a_batch_is_given_up_and_the_batch_tried_again(
+    database_url: str, kind: str
+) -> None:
+    settings = DatabaseSettings(
+        database_url,
+        connect_timeout=timedelta(seconds=1),
+        statement_timeout=timedelta(seconds=1),
+        answer_timeout=timedelta(milliseconds=200),
+    )
+    stopped: list[int] = []
+    calls = 0
+
+    class Silenced(Totals):
+        name = "totals"
+
+        async def apply(self, events: Sequence[ProjectedEvent], tx: Tx) -> None:
+            nonlocal calls
+            calls += 1
+            await super().apply(events, tx)
+            if not stopped:
+                stopped.append(await tx.fetchval("SELECT pg_backend_pid()"))
+                os.kill(stopped[0], signal.SIGSTOP)
+                if kind == "a statement of apply":
+                    await tx.execute("SELECT 1")
+
+    database = await Database.open(settings)
+    try:
+        async with journal_on(database) as journal:
+            last = await append(journal, "a", ("Added", {"n": 1}))
+            async with working(journal, python(Silenced)):
+
+                async def is_given_up() -> Any:
+                    (segment,) = await control.list_segments(database, "totals", 1, 1)
+                    return calls > 1 or segment.error
+
+                await eventually_async(is_given_up, "the batch is tried again")
+                # The silent server process still has its locks: they go with it.
+                os.kill(stopped[0], signal.SIGCONT)
+                await reached(database, "totals", last, 10)
+            assert await table(database, "totals") == await folded(journal)
+    finally:
+        for pid in stopped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        await database.close()
+
+
+async def test_a_projection_that_cannot_be_made_waits_with_the_reason_and_no_other_does(
+    journal: StoreJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("projections.worker._MADE_AGAIN_SECONDS", 0.1)
+    broken = True
+
+    class Unmade(Totals):
+        name = "totals"
+
+        def __init__(self) -> None:
+            if broken:
+                raise ValueError("no configuration")
+
+    last = await fill(journal, 10)
+    async with working(journal, python(Unmade), counts()):
+        await reached(journal.database, "counts", last)
+
+        async def shown() -> Any:
+            (segment,) = await control.list_segments(journal.database, "totals", 1, 1)
+            return segment.error and segment.error["message"] == "ValueError: no configuration"
+
+        await eventually_async(shown, "the reason is shown")
+        broken = False
+        await reached(journal.database, "totals", last)
+
+
+async def test_where_a_statement_failed_is_a_line_of_the_projection(journal: StoreJournal) -> None:
+    class Failing(Totals):
+        name = "totals"
+
+        async def apply(self, events: Sequence[ProjectedEvent], tx: Tx) -> None:
+            await tx.execute("SELECT nothing_like_this")
+
+    await append(journal, "a", ("Added", {}))
+    async with working(journal, python(Failing)):
+        segment = await halted(journal.database, "totals")
+    assert segment.error["where"].rpartition(":")[0] == __file__

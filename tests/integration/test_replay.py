@@ -16,6 +16,8 @@ from projections.execute import Moved, commit
 from projections.model import Definition, ProjectedEvent, Projection, Tx
 from projections.registry import define
 from projections.replay import Selection
+from schemas.descriptors import Decoder
+from schemas.upcasters import Upcasters, upcaster
 from tests.by_hand import Hand
 from tests.support import ROOT, eventually_async
 
@@ -224,6 +226,24 @@ async def test_a_segment_that_moved_or_is_paused_is_left_alone(hand: Hand) -> No
     with pytest.raises(Moved):
         await doing.step(target)
     assert ("thing-4", 4, 1000) in await rows(hand.database)
+
+
+async def test_events_under_an_old_name_of_their_type_are_replayed_too(
+    store: StoreJournal,
+) -> None:
+    @upcaster("HappenedOnce", from_version=0, to="Happened", to_version=1)
+    def renamed(data: Any) -> Any:
+        return data
+
+    hand = await Hand.start(store, sums())
+    hand.decoder = Decoder(upcasters=Upcasters([renamed]))
+    await hand.append("a", "HappenedOnce", by=5)
+    await hand.append("a", by=1)
+    await hand.catch_up()
+    await damage(hand)
+    await order(hand, Selection(types=("thing",)))
+    await hand.replay_all()
+    assert await rows(hand.database) == {("a", 2, 6)}
 
 
 async def test_what_was_parked_stays_parked(store: StoreJournal) -> None:
