@@ -22,7 +22,7 @@ import structlog
 from journal.rows import Names
 from kernel import clock, telemetry
 from kernel.database import Database
-from kernel.errors import EverstateError
+from kernel.errors import ConfigurationError, EverstateError
 from kernel.ids import new_id
 from kernel.leases import Lease, Leases
 from projections import control, sqlfile, store
@@ -218,9 +218,17 @@ class Worker:
         """The code of a segment. A version that is SQL only needs none of the user's files."""
         key = (row.name, row.version, row.digest)
         found = self._definitions.get(key)
-        if found is None and row.kind == "sql":
+        if found is None and row.kind == "sql" and key not in self._unknown:
             text = await store.source_of(self._database, row.name, row.version)
-            found = self._definitions[key] = sqlfile.parse(text, f"{row.name}, as registered")
+            try:
+                found = self._definitions[key] = sqlfile.parse(text, f"{row.name}, as registered")
+            except ConfigurationError as error:
+                # Registered by a release that allowed it. Other versions must not stand still too.
+                self._unknown.add(key)
+                log.warning(
+                    "a registered version is refused: it stands still here",
+                    projection=row.name, version=row.version, reason=error.message,
+                )  # fmt: skip
         if found is None and key not in self._unknown:
             self._unknown.add(key)
             log.warning(

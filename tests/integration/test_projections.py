@@ -487,3 +487,21 @@ async def test_what_only_one_worker_has_the_code_of_is_run_by_that_one(
             return able.held == ["totals_too/1/1/0"] and limited.held == ["totals/1/1/0"]
 
         await eventually_async(shared, "each has what falls to it")
+
+
+async def test_a_registered_source_that_is_refused_today_stops_no_other_projection(
+    journal: StoreJournal,
+) -> None:
+    older, other = counts(name="older"), counts(name="other")
+    async with working(journal, registered=[older, other]):
+        pass
+    # As if an earlier release had allowed it.
+    await journal.database.fetch(
+        "UPDATE everstate.projection_versions SET source = source || 'SET ROLE x;'"
+        " WHERE name = 'older' RETURNING name"
+    )
+    last = await fill(journal, 10)
+    async with working(journal, registered=[]):
+        await reached(journal.database, "other", last)
+        assert (await control.get_projection(journal.database, "older")).position == 0
+    assert await table(journal.database, "other") == await folded(journal)

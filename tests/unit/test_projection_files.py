@@ -149,17 +149,73 @@ def test_a_path_with_quotes_is_quoted_again() -> None:
     "text",
     ["COMMIT", "/* x */ rollback", "SELECT 1; Reset ROLE", "SET LOCAL search_path = x",
      "SELECT set_config('role', 'x', true)", 'SELECT "set_config"(1)', "SAVEPOINT a", "LISTEN x",
-     "SELECT pg_notify('a', 'b')", "BEGIN", "COPY x FROM '/etc/passwd'", "DISCARD ALL"],
+     "SELECT pg_notify('a', 'b')", "BEGIN", "COPY x FROM '/etc/passwd'", "DISCARD ALL",
+     # What another batch on the same connection would find.
+     "CREATE TEMP TABLE t (a int)", "CREATE LOCAL TEMPORARY TABLE t (a int)",
+     "CREATE OR REPLACE TEMP VIEW v AS SELECT 1", "CREATE TEMP SEQUENCE s",
+     "CREATE TABLE pg_temp.t (a int)", "SELECT a INTO TEMP t FROM b",
+     "WITH a AS (SELECT 1) SELECT count(*) INTO TEMPORARY TABLE t FROM a",
+     "DECLARE c CURSOR WITH HOLD FOR SELECT 1", "SELECT pg_advisory_lock(1)",
+     "SELECT pg_try_advisory_lock_shared(1)", "SELECT pg_advisory_unlock_all()",
+     # Ways around a look at the text.
+     "DO $$ BEGIN NULL; END $$", 'SELECT U&"set\\005fconfig"(1)',
+     "SELECT query_to_xml('SELECT 1', true, true, '')", "SELECT cursor_to_xmlschema('c', true)",
+     "CREATE FUNCTION f() RETURNS void LANGUAGE sql SET role = 'x' AS $$ SELECT 1 $$",
+     "CREATE OR REPLACE /* x */ PROCEDURE f() SET role TO x BEGIN ATOMIC SELECT 1; END",
+     "ALTER FUNCTION f() SET search_path = x",
+     "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS $$ SELECT set_config('role', 'x', true) $$",
+     "CREATE FUNCTION f() RETURNS int AS 'SELECT 1; SET ROLE x' LANGUAGE 'sql'",
+     "CREATE FUNCTION f() RETURNS int LANGUAGE sql BEGIN ATOMIC SELECT set_config('a'); END",
+     "CREATE FUNCTION f() RETURNS void LANGUAGE plpgsql AS $$ BEGIN IF a THEN RESET ROLE; END $$",
+     "CREATE PROCEDURE f() LANGUAGE plpgsql AS $x$ DECLARE a int; BEGIN a := 1; COMMIT; END $x$",
+     "CREATE FUNCTION f() RETURNS void AS $$ BEGIN EXECUTE 'x'; END $$ LANGUAGE plpgsql",
+     "CREATE FUNCTION f() RETURNS void AS $$ BEGIN CREATE TEMP TABLE a (); END $$ LANGUAGE plpgsql",
+     # `BEGIN ATOMIC` holds statements together in a function only.
+     "SELECT begin atomic; COMMIT"],
 )  # fmt: skip
 def test_what_would_leave_the_confinement_is_refused(text: str) -> None:
-    with pytest.raises(StatementError, match="is not allowed"):
+    with pytest.raises(StatementError, match="allowed"):
         check_confined(text)
+
+
+def test_what_is_refused_inside_a_function_is_found_in_its_line() -> None:
+    text = (
+        "CREATE TABLE t (a int);\n\nCREATE FUNCTION f() RETURNS void LANGUAGE plpgsql AS $x$\n"
+        "DECLARE\n  a text := 'SET; COMMIT';\nBEGIN\n  SET ROLE x;\nEND $x$;"
+    )
+    with pytest.raises(StatementError, match="SET is not allowed here") as caught:
+        check_confined(text)
+    assert text[caught.value.position - 1 :].startswith("SET ROLE x;")
+    made = FILES.replace("CREATE INDEX", f"{text}\nCREATE INDEX")
+    assert refused(made).startswith("files.sql:13: SET is not allowed here")
+
+
+def test_the_body_of_a_function_is_written_plainly() -> None:
+    with pytest.raises(StatementError, match="stands in"):
+        check_confined("CREATE FUNCTION f() RETURNS int LANGUAGE sql AS E'SET\\x20ROLE x'")
+
+
+TRIGGER = """\
+CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ DECLARE n int; BEGIN
+  SELECT count(*) INTO temp FROM t;
+  IF n > 1 THEN UPDATE t SET a = 1; ELSE RETURN OLD; END IF;
+  RETURN NEW;
+END $$"""
 
 
 @pytest.mark.parametrize(
     "text",
     ["UPDATE t SET a = 1", "SELECT 'COMMIT; SET ROLE x'", "INSERT INTO t SELECT 1", "MERGE INTO t",
-     "TRUNCATE t", "CREATE TABLE t (begin int)", "DELETE FROM t -- ; COMMIT"],
+     "TRUNCATE t", "CREATE TABLE t (begin int)", "DELETE FROM t -- ; COMMIT",
+     "INSERT INTO t VALUES (1) ON CONFLICT DO NOTHING", "INSERT INTO temp SELECT 1",
+     "CREATE TEMP TABLE t (a int) ON COMMIT DROP", "SELECT pg_advisory_xact_lock(1)",
+     "CREATE TEMPORARY TABLE t ON COMMIT DROP AS SELECT 1; CREATE TABLE u (temp int)",
+     "CREATE FUNCTION f(a int) RETURNS int LANGUAGE sql BEGIN ATOMIC SELECT a; SELECT a + 1; END",
+     "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC UPDATE t SET a = CASE WHEN b THEN 1 END; END",
+     "CREATE FUNCTION f() RETURNS void LANGUAGE sql AS $$ UPDATE t SET a = 1; DELETE FROM u $$",
+     TRIGGER,
+     "CREATE TRIGGER a AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION f()",
+     "CREATE FUNCTION f() RETURNS text LANGUAGE sql AS 'SELECT ''COMMIT; SET ROLE x'''"],
 )  # fmt: skip
 def test_what_stays_inside_is_allowed(text: str) -> None:
     check_confined(text)
