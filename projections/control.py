@@ -152,17 +152,23 @@ async def get_projection(
 
 
 async def list_builds(
-    database: Database, name: str, limit: int = 100, *, timeout: float | None = 10
+    database: Database,
+    name: str,
+    limit: int = 100,
+    before: tuple[int, int] | None = None,
+    *,
+    timeout: float | None = 10,
 ) -> list[ProjectionRow]:
-    """The builds of a projection, newest version first, retired ones too.
+    """A page of a projection's builds, newest version first, retired ones too; go on ``before``
+    the version and build of the last one.
 
     Raises:
         NotFound: there is no projection of this name. InvalidArgument: see `list_projections`.
 
     """
-    rows = await _builds(database, "", name, _limit(limit), timeout, live_only=False)
+    rows = await _builds(database, "", name, _limit(limit), timeout, before, live_only=False)
     if not rows:
-        raise not_found(name)
+        await get_projection(database, name, timeout=timeout)  # there is none, or no more of it
     return rows
 
 
@@ -403,10 +409,12 @@ async def get_replay(database: Database, name: str, replay_id: str) -> ReplayRow
     return await replays.get(database, name, replay_id)
 
 
-async def list_replays(database: Database, name: str, limit: int = 100) -> list[ReplayRow]:
-    """The newest replays of a projection, newest first. Raises as `list_builds`."""
+async def list_replays(
+    database: Database, name: str, limit: int = 100, before: str | None = None
+) -> list[ReplayRow]:
+    """A page of a projection's replays; see `replays.list_replays`. Raises as `list_builds`."""
     await get_projection(database, name)
-    return await replays.list_replays(database, name, limit)
+    return await replays.list_replays(database, name, limit, before)
 
 
 async def cancel_replay(database: Database, name: str, replay_id: str) -> ReplayRow:
@@ -425,12 +433,13 @@ async def _builds(
     name: str | None,
     limit: int,
     timeout: float | None,
+    before: tuple[int, int] | None = None,
     *,
     live_only: bool,
 ) -> list[ProjectionRow]:
     rows = await database.fetch(
         sql.load("projections", "builds", database.schema), after, name, live_only, limit,
-        timeout=timeout,
+        *(before or (None, None)), timeout=timeout,
     )  # fmt: skip
     return [_version(row) for row in rows]
 

@@ -11,7 +11,7 @@ An event that was parked stays parked: the replay passes over it too.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Protocol
@@ -29,7 +29,7 @@ from kernel.leases import fence
 from projections import store
 from projections.builds import search_path
 from projections.execute import Applier, Moved, Poison, Target, Transaction, batch_seconds
-from projections.model import Definition
+from projections.model import Definition, Segment
 
 MAX_ENTITIES = 1_000
 MAX_TYPES = 100
@@ -95,7 +95,6 @@ class Task(NamedTuple):
     version: int
     build: int
     segment: int
-    selection: Any
     rate: float | None
     cursor: Any
 
@@ -196,9 +195,16 @@ async def get(
 
 
 async def list_replays(
-    database: Database, name: str, limit: int = 100, *, timeout: float | None = 10
+    database: Database,
+    name: str,
+    limit: int = 100,
+    before: str | None = None,
+    *,
+    timeout: float | None = 10,
 ) -> list[ReplayRow]:
-    """The newest replays of a projection, newest first.
+    """A page of a projection's replays, newest first; go on ``before`` the id of the last one.
+
+    A selection of entities or types says here how many there are; `get` says which.
 
     Raises:
         InvalidArgument: ``limit`` is not from 1 to 1,000.
@@ -206,7 +212,7 @@ async def list_replays(
     """
     if not 1 <= limit <= 1_000:
         raise InvalidArgument("limit", f"{limit} is not from 1 to 1000")
-    return await _rows(database, name, None, limit, timeout)
+    return await _rows(database, name, None, limit, timeout, before)
 
 
 async def cancel(database: Database, name: str, replay_id: str) -> ReplayRow:
@@ -225,11 +231,16 @@ async def cancel(database: Database, name: str, replay_id: str) -> ReplayRow:
 
 
 async def _rows(
-    database: Database, name: str, replay_id: str | None, limit: int, timeout: float | None
+    database: Database,
+    name: str,
+    replay_id: str | None,
+    limit: int,
+    timeout: float | None,
+    before: str | None = None,
 ) -> list[ReplayRow]:
     rows = await database.fetch(
         sql.load("projections", "replays", database.schema), name, replay_id, limit,
-        timeout=timeout,
+        before, timeout=timeout,
     )  # fmt: skip
     return [
         ReplayRow(**{**row, "selection": orjson.loads(row["selection"]),
@@ -264,9 +275,15 @@ class Source(Protocol):
     ) -> EntityPage: ...
 
 
-async def tasks(database: Database) -> list[Task]:
-    """What replays there is to do, for all segments."""
-    rows = await database.fetch(sql.load("projections", "replay_running", database.schema))
+async def tasks(database: Database, held: Iterable[Segment] | None = None) -> list[Task]:
+    """What replays there is to do for the segments ``held``; None: for all segments."""
+    keys: list[list[Any] | None] = [None] * 4
+    if held is not None:
+        found = [(key.name, key.version, key.build, key.segment) for key in held]
+        keys = [[key[i] for key in found] for i in range(4)]
+    rows = await database.fetch(
+        sql.load("projections", "replay_running", database.schema), *keys, timeout=10
+    )
     return [Task(*row) for row in rows]
 
 
@@ -331,7 +348,6 @@ class SegmentReplay:
         self._log = log
         self._slices = slices
         self._turn = turn
-        self._selection: Mapping[str, Any] = orjson.loads(task.selection)
         self._page: _Page | None = None
         self._cursor: Mapping[str, Any] = orjson.loads(task.cursor)
         self._not_before = 0.0
@@ -463,18 +479,26 @@ class SegmentReplay:
     # Which entities
 
     async def _read_page(self) -> _Page:
-        if "entities" in self._selection:
-            return self._listed()
-        if "types" in self._selection:
-            return await self._of_types()
-        return await self._of_range()
+        # Read for every page, not kept: a worker may have a thousand segments of a large one.
+        row = await self._database.fetchrow(
+            sql.load("projections", "replay_selection", self._database.schema),
+            self.task.replay_id, timeout=10,
+        )  # fmt: skip
+        if row is None:
+            self.ended = True
+            raise Moved
+        selection: Mapping[str, Any] = orjson.loads(row["selection"])
+        if "entities" in selection:
+            return self._listed(selection["entities"])
+        if "types" in selection:
+            return await self._of_types(selection["types"])
+        return await self._of_range(selection["from"], selection["to"])
 
     def _mine(self, entity_type: str, entity_id: str) -> bool:
         low, high = self._slices
         return low <= ids.slice_of(entity_type, entity_id) <= high
 
-    def _listed(self) -> _Page:
-        pairs = self._selection["entities"]
+    def _listed(self, pairs: Sequence[Sequence[str]]) -> _Page:
         begin = self._cursor.get("index", 0)
         items = [
             _Item(kind, entity_id, {"index": i + 1})
@@ -483,8 +507,7 @@ class SegmentReplay:
         ]
         return _Page(items, {"index": len(pairs)}, last=True)
 
-    async def _of_types(self) -> _Page:
-        types = self._selection["types"]
+    async def _of_types(self, types: Sequence[str]) -> _Page:
         number, after = self._cursor.get("type", 0), self._cursor.get("after")
         if number >= len(types):
             return _Page([], self._cursor, last=True)
@@ -504,8 +527,7 @@ class SegmentReplay:
             return _Page(items, following, last=False)
         return _Page(items, {"type": number + 1}, last=number + 1 == len(types))
 
-    async def _of_range(self) -> _Page:
-        low, high = self._selection["from"], self._selection["to"]
+    async def _of_range(self, low: int, high: int) -> _Page:
         begin = self._cursor.get("position", low)
         if begin > high:
             return _Page([], self._cursor, last=True)

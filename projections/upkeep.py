@@ -179,7 +179,8 @@ class Replaying:
         runners = self._runners()
         if not runners:
             return
-        for task in await replay.tasks(self._database):
+        held = [runner.view.key for runner in runners.values()]
+        for task in await replay.tasks(self._database, held):
             name = lease_name(task.name, task.version, task.build, task.segment)
             runner = runners.get(name)
             if runner is not None and (runner.between is None or runner.between.ended):

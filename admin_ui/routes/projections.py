@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from datetime import datetime, timedelta
 from typing import Annotated, Any
 
@@ -93,10 +94,13 @@ async def get_projection(request: Request, name: str) -> Response:
 
 
 @needs(Role.VIEWER)
-async def list_builds(request: Request, name: str, limit: Limit = 100) -> Response:
+async def list_builds(
+    request: Request, name: str, limit: Limit = 100, after: Next = ""
+) -> Response:
     """The builds of a projection, newest version first, retired ones too."""
-    rows = await control.list_builds(database_of(request), name, limit)
-    return answer(request, {"rows": rows, "next": None})
+    rows = await control.list_builds(database_of(request), name, limit, _pair(after))
+    last = f"{rows[-1].version}.{rows[-1].build}" if len(rows) == limit else None
+    return answer(request, {"rows": rows, "next": last})
 
 
 @needs(Role.VIEWER)
@@ -212,6 +216,16 @@ def _number(token: str, first: int) -> int:
     if not (token.isascii() and token.isdigit() and len(token) < 19):
         raise InvalidArgument("next", "is not a token of a page before")
     return int(token)
+
+
+def _pair(token: str) -> tuple[int, int] | None:
+    """Version and build of a token like ``3.1``."""
+    if not token:
+        return None
+    found = re.fullmatch(r"([0-9]{1,9})\.([0-9]{1,9})", token, re.ASCII)
+    if found is None:
+        raise InvalidArgument("next", "is not a token of a page before")
+    return int(found[1]), int(found[2])
 
 
 def answer(request: Request, value: object, status: int = 200) -> Response:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import FastAPI, Request, Response
 from pydantic import Field
 
 from admin_ui.access import caller, needs
-from admin_ui.routes.projections import Body, answer, database_of
+from admin_ui.routes.projections import Body, Limit, Next, answer, database_of
 from kernel.errors import InvalidArgument
 from kernel.ids import check_uuid
 from kernel.principals import Role
@@ -61,11 +61,15 @@ async def order(request: Request, name: str, body: Order) -> Response:
 
 @needs(Role.VIEWER)
 async def list_replays(
-    request: Request, name: str, limit: Annotated[int, Query(ge=1, le=control.MAX_PAGE)] = 100
+    request: Request, name: str, limit: Limit = 100, after: Next = ""
 ) -> Response:
-    """The newest replays of a projection, newest first."""
-    rows = await control.list_replays(database_of(request), name, limit)
-    return answer(request, {"rows": rows, "next": None})
+    """Replays of a projection, newest first, with how many entities or types each was ordered for;
+    the replay itself says which.
+    """
+    before = check_uuid("next", after) if after else None
+    rows = await control.list_replays(database_of(request), name, limit, before)
+    last = rows[-1].replay_id if len(rows) == limit else None
+    return answer(request, {"rows": rows, "next": last})
 
 
 @needs(Role.VIEWER)

@@ -82,7 +82,7 @@ def show_projection(
     """Show a projection: its builds and the segments of the live one."""
     with control(url, wait) as admin:
         row = admin.get(_path(name))
-        builds = admin.get(_path(name, "builds"))["rows"]
+        builds = list(admin.rows(_path(name, "builds")))
         segments = list(admin.rows(_path(name, "segments")))
     if as_json:
         show(row | {"builds": builds, "segments_list": segments})
@@ -181,7 +181,7 @@ def _followed(admin: Control, row: dict[str, Any], auto_switch: bool) -> dict[st
                     f"`everstate projection show {row['name']}` says why"
                 )
             time.sleep(_LOOK_EVERY)  # the admin cannot announce progress yet
-            builds = admin.get(_path(row["name"], "builds"))["rows"]
+            builds = admin.rows(_path(row["name"], "builds"))
             row = next(b for b in builds if _key(b) == _key(row))
 
 

@@ -94,9 +94,9 @@ def replays(
     url: AdminUrl = None,
     wait: Wait = 0.0,
 ) -> None:
-    """List the newest replays of a projection."""
+    """List the replays of a projection, newest first."""
     with control(url, wait) as admin:
-        for row in admin.get(_path(name), {"limit": limit or 100})["rows"]:
+        for row in admin.rows(_path(name), limit=limit):
             _say(row, as_json)
 
 

@@ -1,5 +1,6 @@
 -- Builds of projections with how far they have come and how far that is from the head.
--- $1 names after this one, $2 this name only (null: all), $3 live builds only, $4 rows at most.
+-- $1 names after this one, $2 this name only (null: all), $3 live builds only, $4 rows at most,
+-- $5 versions and $6 builds of them before this one (null: from the newest on).
 -- Row: `projections.control.ProjectionRow`. Lag in bytes is to the end of the last batch that was
 -- passed whole; lag in seconds is the age of the first event that was not applied.
 -- Index: batches_pkey, projection_checkpoints_pkey, projection_parked_pkey.
@@ -42,4 +43,5 @@ LEFT JOIN LATERAL (
 ) n ON true
 WHERE p.name > $1 AND ($2::text IS NULL OR p.name = $2)
   AND (NOT $3 OR (d.version = p.live_version AND d.build = p.live_build))
+  AND ($5::int IS NULL OR (d.version, d.build) < ($5, $6::int))
 ORDER BY p.name, d.version DESC, d.build DESC LIMIT $4

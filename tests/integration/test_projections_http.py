@@ -145,6 +145,24 @@ async def test_what_an_error_quotes_of_an_event_needs_the_grant_payload(
         assert (row["reason"], row["entity_id"]) == (reason, "f1")
 
 
+async def test_builds_are_paged_to_the_last_one(http: Asgi) -> None:
+    for _ in range(4):
+        (await http.post(f"{ONE}/rebuild")).ok()
+        (await http.post(f"{ONE}/discard")).ok()
+    found: list[int] = []
+    query: dict[str, Any] = {"limit": 2}
+    while True:
+        page = (await http.get(f"{ONE}/builds", query)).ok()
+        found += [row["build"] for row in page["rows"]]
+        if page["next"] is None:
+            break
+        query["next"] = page["next"]
+    assert found == [5, 4, 3, 2, 1]
+    for bad in ("x", "1", "1.1.1", "9999999999.1"):
+        said = (await http.get(f"{ONE}/builds", {"next": bad})).problem(400, "INVALID_ARGUMENT")
+        assert said["field"] == "next"
+
+
 async def test_a_wait_ends_when_the_position_is_reached_or_at_its_time(
     http: Asgi, database: Database
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from journal.store import StoreJournal
 from kernel.principals import Role
 from kernel.token_store import Tokens
-from projections import sqlfile
+from projections import replay, sqlfile
 from tests.asgi import Asgi
 from tests.by_hand import Hand
 from tests.integration.test_projections_http import app_of
@@ -40,11 +41,41 @@ async def test_a_replay_is_ordered_carried_out_and_shown(http: Asgi, hand: Hand)
     body = {"reason": "damaged", "entities": [["thing", "thing-1"]], "rate": 100}
     row = (await http.post(ALL, body)).ok()
     assert (row["state"], row["principal"], row["rate"]) == ("running", "op", 100)
-    assert (await http.get(ALL)).ok()["rows"] == [row]
+    counted = row | {"selection": {"entities_count": 1}}
+    assert (await http.get(ALL)).ok()["rows"] == [counted], "not which: there may be many"
     await hand.replay_all()
     done = (await http.get(f"{ALL}/{row['replay_id']}")).ok()
     assert (done["state"], done["entities"], done["events"]) == ("done", 1, 2)
     assert ("thing-1", 2, 5) in await rows(hand.database)
+
+
+async def test_replays_are_paged_to_the_last_one(http: Asgi) -> None:
+    made = []
+    for _ in range(5):
+        row = (await http.post(ALL, {"reason": "x", "types": ["thing"]})).ok()
+        made.append(row["replay_id"])
+        (await http.post(f"{ALL}/{row['replay_id']}/cancel", {})).ok()
+    found: list[str] = []
+    query: dict[str, Any] = {"limit": 2}
+    while True:
+        page = (await http.get(ALL, query)).ok()
+        found += [row["replay_id"] for row in page["rows"]]
+        assert all(row["selection"] == {"types_count": 1} for row in page["rows"])
+        if page["next"] is None:
+            break
+        query["next"] = page["next"]
+    assert found == made[::-1]
+    (await http.get(ALL, {"next": "x"})).problem(400, "INVALID_ARGUMENT")
+
+
+async def test_a_worker_asks_only_for_the_replays_of_its_segments(http: Asgi, hand: Hand) -> None:
+    (await http.post(ALL, {"reason": "x", "entities": [["thing", "thing-1"]]})).ok()
+    [task] = await replay.tasks(hand.database)
+    assert "thing-1" not in repr(task), "what may be large is read when it is replayed"
+    [segment] = [segment.key for segment in await hand.segments()]
+    assert await replay.tasks(hand.database, [segment]) == [task]
+    assert await replay.tasks(hand.database, [dataclasses.replace(segment, build=2)]) == []
+    assert await replay.tasks(hand.database, []) == []
 
 
 async def test_a_replay_is_cancelled(http: Asgi) -> None:
