@@ -86,6 +86,11 @@ class Parking:
     attempts: int
     held: bool
 
+    @property
+    def size(self) -> int:
+        """Its part of the memory budget, in bytes."""
+        return len(self.row[9]) + ROW_BYTES
+
 
 @dataclass(frozen=True, slots=True)
 class Image:
@@ -156,7 +161,7 @@ class Partition:
         self._saving: Changes | None = None
 
     def __len__(self) -> int:
-        return len(self._live) + len(self._replays)
+        return len(self._live) + len(self._replays) + sum(1 for _ in self._parking())
 
     @property
     def drained(self) -> bool:
@@ -358,7 +363,7 @@ class Partition:
         else:
             self._settle(item)
             behind = []
-        self._parkings.append(Parking(item.row, reason, item.attempts, held=False))
+        self._put_aside(Parking(item.row, reason, item.attempts, held=False))
         for other in behind:
             item.line.items.remove(other)
             self._settle(other, out=False)
@@ -368,8 +373,13 @@ class Partition:
         return back
 
     def _hold(self, row: EventRow) -> None:
-        self._parkings.append(Parking(row, "", 0, held=True))
+        self._put_aside(Parking(row, "", 0, held=True))
         self._touched = max(self._touched, row[0])
+
+    def _put_aside(self, parking: Parking) -> None:
+        """It stays in memory, and in the budget, until it is on disk."""
+        self._parkings.append(parking)
+        self.bytes += parking.size
 
     def _take_back(self, item: Item) -> list[int]:
         """The item and those of its line that went out after it are not out any more."""
@@ -439,6 +449,7 @@ class Partition:
         have none left there.
         """
         self._saved, self._saving = changes.image, None
+        self.bytes -= sum(parking.size for parking in changes.parkings)
         self.parked = parked
         self.held -= set(free) - self._being_parked()
 

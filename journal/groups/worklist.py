@@ -80,7 +80,7 @@ class Worklist:
                     deadline = now + self.ack_timeout
                     partition.sent(item, self.last_delivery, deadline)
                     self.out[self.last_delivery] = (partition, item)
-                    heapq.heappush(self._deadlines, (deadline, self.last_delivery))
+                    self._remind(deadline, self.last_delivery)
                     given.append(item)
                     size += item.size
                 else:
@@ -166,6 +166,14 @@ class Worklist:
         if self._deadlines:
             times.append(self._deadlines[0][0])
         return min(times, default=None)
+
+    def _remind(self, deadline: float, number: int) -> None:
+        """Settled deliveries leave their entries behind; they are cleared when they are many."""
+        if len(self._deadlines) > 2 * len(self.out) + 1_000:
+            self._deadlines = [(item.deadline, other) for other, (_, item) in self.out.items()]
+            heapq.heapify(self._deadlines)
+        else:
+            heapq.heappush(self._deadlines, (deadline, number))
 
     def _active(self) -> Iterator[Partition]:
         return (p for p in self.partitions.values() if not p.releasing)

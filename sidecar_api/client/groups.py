@@ -421,7 +421,7 @@ class Groups:
     async def seek(self, name: str, position: int) -> Group:
         """Goes on at a position (0: the beginning, `FROM_NOW`: after the head)."""
         request = _message(pb.SeekRequest, group=name, position=position)
-        return to_group(await self._call("Seek", pb.Group, request))
+        return to_group(await self._call("Seek", pb.Group, request, retried=False))
 
     async def parked(
         self, name: str, selection: ParkedSelection | None = None, *, page_size: int = 100,
@@ -450,7 +450,7 @@ class Groups:
             pb.ReplayParkedRequest, group=name, selection=_selection(selection), rate=rate,
             dry_run=dry_run,
         )  # fmt: skip
-        reply = await self._call("ReplayParked", pb.ReplayParkedResponse, request)
+        reply = await self._call("ReplayParked", pb.ReplayParkedResponse, request, retried=False)
         return ParkedCount(reply.events, reply.entities, reply.held)
 
     async def discard(

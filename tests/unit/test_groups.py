@@ -319,6 +319,34 @@ def test_a_partition_that_is_released_gives_nothing_new_but_takes_settlements() 
     assert part.drained
 
 
+def test_what_is_held_counts_as_memory_until_it_is_on_disk() -> None:
+    part = partition(held=[(1, "a")], parked=1)
+    part.take([event(i) for i in range(1, 101)], 100)
+    assert len(part) == 100
+    assert part.bytes > 100 * 600
+    changes = part.changes()
+    assert changes is not None
+    part.failed(changes)
+    assert len(part) == 100
+    commit(part, 101)
+    assert (len(part), part.bytes) == (0, 0)
+
+
+def test_deadlines_of_settled_deliveries_do_not_pile_up_behind_one_that_is_out() -> None:
+    part = partition()
+    work = member(part, ack_timeout=86_400)
+    part.take([event(1, "stuck")], 1)
+    given(work)
+    for position in range(2, 5_000):
+        part.take([event(position, f"e{position}")], position)
+        given(work)
+        work.ack(work.last_delivery)
+        commit(part)
+    assert len(work._deadlines) <= 1_010
+    assert work.wakes_at() == 86_400
+    assert work.expire(86_400.0) == 1
+
+
 def test_a_line_that_waits_does_not_fill_the_schedule() -> None:
     part = partition()
     part.take([event(i) for i in range(1, 1001)], 1000)
@@ -559,8 +587,9 @@ class GroupMachine(RuleBasedStateMachine):
             out = [i for line in self.part._lines.values() for i in list(line.items)[: line.out]]
             assert self.part.out == len(out) == len(self.work.out)
             everything = [i for line in self.part._lines.values() for i in line.items]
-            assert len(self.part) == len(everything)
-            assert self.part.bytes == sum(i.size for i in everything)
+            aside = list(self.part._parking())
+            assert len(self.part) == len(everything) + len(aside)
+            assert self.part.bytes == sum(i.size for i in [*everything, *aside])
 
     def teardown(self) -> None:
         """In the end everything can be done: replay all, ack all."""
