@@ -321,6 +321,9 @@ class Groups:
             except EverstateError as error:
                 log.warning("members cannot be renewed", reason=error.message)
                 continue
+            except Exception:  # without renewals every member of this node would stand still
+                log.exception("members cannot be renewed")
+                continue
             for session in sessions:
                 if session.member in known:
                     session.renewed(began + term)
@@ -329,8 +332,12 @@ class Groups:
 
     async def _measuring(self) -> None:
         while True:
-            with contextlib.suppress(EverstateError):
+            try:
                 await self._measure()
+            except EverstateError as error:
+                log.debug("figures of groups cannot be measured", reason=error.message)
+            except Exception:
+                log.exception("figures of groups cannot be measured")
             await asyncio.sleep(self.settings.figures.total_seconds())
 
     async def _measure(self) -> None:
