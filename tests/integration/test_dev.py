@@ -85,6 +85,14 @@ class Dev:
                 return found
         raise AssertionError(f"no line like {pattern!r} in {self.lines}, {self.error()}")
 
+    def node_pid(self) -> int:
+        """The pid of a node that has just started: the line that says it and the one that says that
+        it is ready come in either order.
+        """
+        first = self.until(r"node \| pid (\d+)|node +ready")
+        other = self.until(r"node +ready" if first[1] else r"node \| pid (\d+)")
+        return int(first[1] or other[1])
+
     def error(self) -> str:
         assert self.process.stderr is not None
         return self.process.stderr.read()
@@ -207,12 +215,10 @@ def test_a_crashed_node_and_a_crashed_database_are_started_again(
     start: Starter, folder: Path
 ) -> None:
     dev = start()
-    pid = int(dev.until(r"node \| pid (\d+)")[1])
-    dev.until("node .*ready")
+    pid = dev.node_pid()
     os.kill(pid, signal.SIGKILL)
     dev.until(r"node        stopped \(killed by SIGKILL\), starting it again in \d\.\d s")
-    assert int(dev.until(r"node \| pid (\d+)")[1]) != pid
-    dev.until("node .*ready")
+    assert dev.node_pid() != pid
 
     postmaster = int((folder / "postgresql" / "postmaster.pid").read_text().split()[0])
     os.kill(postmaster, signal.SIGKILL)
@@ -232,8 +238,7 @@ if flag.exists():
 flag.touch()
 """
     dev = start(MIGRATE, once + SERVE)
-    pid = int(dev.until(r"node \| pid (\d+)")[1])
-    dev.until("node .*ready")
+    pid = dev.node_pid()
     os.kill(pid, signal.SIGKILL)
     pauses = [float(dev.until(r"again in (\d\.\d) s")[1]) for _ in range(4)]
     assert pauses[3] > pauses[0]
