@@ -26,7 +26,9 @@ COPY journal journal
 COPY kernel kernel
 COPY migrations migrations
 COPY projections projections
+COPY operations operations
 COPY schemas schemas
+COPY snapshots snapshots
 COPY sidecar_api sidecar_api
 RUN /opt/backend/bin/hatchling build -t wheel -d /build/wheel \
  && /opt/everstate/bin/pip install --no-deps --no-index /build/wheel/*.whl \

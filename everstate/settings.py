@@ -18,7 +18,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from kernel.errors import ConfigurationError
 from kernel.sql import DEFAULT_SCHEMA, check_schema_name
 
-SCHEMA_REVISION = "0002"
+SCHEMA_REVISION = "0003"
 """The schema version this program needs; a test holds it equal to the newest migration."""
 
 

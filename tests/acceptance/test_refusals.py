@@ -114,7 +114,7 @@ def test_serve_refuses_a_database_without_our_schema_and_one_with_a_newer(
     assert refused(4, "serve", **env).startswith("the database has no schema 'everstate'")
     check = cli("migrate", "--check", env=clean_env(**env))
     assert (check.code, check.out) == (
-        1, "schema 'everstate': not there, this program needs 0002\n",
+        1, "schema 'everstate': not there, this program needs 0003\n",
     )  # fmt: skip
     upgrade(url, "everstate")
     with psycopg.connect(url) as connection:

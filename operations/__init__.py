@@ -1,0 +1,1 @@
+"""Operations: plan, review, apply, watch, receipt, undo."""

@@ -1,0 +1,24 @@
+"""The kinds of operations, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kernel.errors import InvalidArgument
+from operations.kinds.base import EntityKind, TaskKind
+
+KINDS: Mapping[str, EntityKind | TaskKind] = {}
+"""Every kind there is, by name; a module adds itself here by one line."""
+
+
+def kind_named(name: str) -> EntityKind | TaskKind:
+    """The kind of a name.
+
+    Raises:
+        InvalidArgument: there is none; names those there are.
+
+    """
+    found = KINDS.get(name)
+    if found is None:
+        raise InvalidArgument("kind", f"{name!r:.60} is not one of {', '.join(sorted(KINDS))}")
+    return found
