@@ -80,6 +80,7 @@ def test_invariant_14_only_the_append_function_writes_logs_and_batches(path: Pat
         "append_batch_v1.sql": 3,
         "append_batch_v2.sql": 3,
         "append_batch_v3.sql": 3,
+        "set_entity_states_v1.sql": 1,
         "create_log_v1.sql": 2,
     }
     assert len(writes) == allowed.get(path.name, 0)
