@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
@@ -28,6 +29,10 @@ from projections.segment import SegmentRunner
 log = structlog.get_logger(__name__)
 
 EVERY = timedelta(seconds=1)
+LONGEST_PAUSE = timedelta(seconds=30)
+"""A step that cannot be done is tried again after a second, then ever later, up to this. A switch
+behind a long reader stops the live build each time it tries.
+"""
 
 
 class Upkeep:
@@ -42,13 +47,16 @@ class Upkeep:
         database: Database,
         definition: Callable[[str, int], Definition | None],
         grace: timedelta = GRACE,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._database = database
         self._code = definition
         self._grace = grace
         self._rebuilds = Rebuilds(database)
         self._shown: set[tuple[str, str]] = set()
         self._said: dict[tuple[str, int, int, str], str] = {}
+        self._later: dict[tuple[str, int, int, str], tuple[float, float]] = {}  # from when, pause
 
     async def run(self, every: timedelta = EVERY) -> None:
         """Does what is due again and again, until it is cancelled."""
@@ -70,17 +78,29 @@ class Upkeep:
         """
         for name, version, build in await self._rebuilds.note_ready():
             log.info("build ready", projection=name, version=version, build=build)
-        for row in await self._rebuilds.due(self._grace):
-            await self._do(row["name"], (row["version"], row["build"]), row["what"])
+        due = [
+            (row["name"], row["version"], row["build"], row["what"])
+            for row in await self._rebuilds.due(self._grace)
+        ]
+        for gone in self._later.keys() - set(due):
+            del self._later[gone]
+        for about in due:
+            await self._do(about)
         for row in await replay.finish(self._database):
             log.info("replay ended", replay=str(row[0]), projection=row[1], state=row[2])
         await self._show_progress()
 
-    async def _do(self, name: str, key: tuple[int, int], what: str) -> None:
-        about = (name, *key, what)
+    async def _do(self, about: tuple[str, int, int, str]) -> None:
+        name, version, build, what = about
+        key = (version, build)
+        after, pause = self._later.get(about, (0.0, 0.0))
+        if self._clock() < after:
+            return
         try:
             done = await self._step(name, key, what)
         except EverstateError as error:
+            pause = min(max(2 * pause, EVERY.total_seconds()), LONGEST_PAUSE.total_seconds())
+            self._later[about] = (self._clock() + pause, pause)
             # A lock that was not free, a build that is behind: later. Said once.
             if self._said.get(about) != error.message:
                 log.warning(
@@ -90,6 +110,7 @@ class Upkeep:
             self._said[about] = error.message
             return
         self._said.pop(about, None)
+        self._later.pop(about, None)
         if done:
             log.info("build changed", projection=name, version=key[0], build=key[1], step=what)
 

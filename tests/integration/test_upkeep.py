@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from itertools import pairwise
 
 import pytest
 
 from journal.store import StoreJournal
 from kernel import telemetry
+from kernel.errors import Unavailable
 from projections import control, sqlfile
 from projections.rebuild import Rebuilds
+from projections.upkeep import Upkeep
 from tests.by_hand import Hand
 from tests.integration.test_replay import DELETION, SUMS
 
@@ -85,3 +88,27 @@ async def test_a_build_that_halted_is_not_ready_and_its_switch_says_why(hand: Ha
         Exception, match="7 positions behind the live one; 1 of its segments halted"
     ):
         await Rebuilds(hand.database).switch("sums", within=timedelta(seconds=0.5))
+
+
+async def test_a_switch_that_cannot_be_done_is_tried_ever_later(
+    hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1_000.0
+    tries: list[float] = []
+
+    async def switch(*_: object) -> None:
+        tries.append(now)
+        raise Unavailable("long queries hold the views")
+
+    async def due(*_: object) -> list[dict[str, object]]:
+        return [{"name": "sums", "version": 1, "build": 2, "what": "switch"}]
+
+    monkeypatch.setattr(Rebuilds, "switch", switch)
+    monkeypatch.setattr(Rebuilds, "due", due)
+    upkeep = Upkeep(hand.database, lambda *_: None, clock=lambda: now)
+    for _ in range(200):
+        await upkeep.step()
+        now += 1.0
+    pauses = [b - a for a, b in pairwise(tries)]
+    assert pauses[:5] == [1, 2, 4, 8, 16]
+    assert set(pauses[5:]) == {30.0}
