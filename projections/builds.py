@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kernel.database import Connection
-from kernel.errors import ConfigurationError, EverstateError
+from kernel.errors import ConfigurationError, Conflict, EverstateError
 from projections import sqlfile, store
 from projections.model import (
     Definition,
@@ -84,13 +84,23 @@ async def make(
     Call `lock_registrations` first, in the same transaction.
 
     Raises:
-        ConfigurationError: a statement of the user's is wrong; names file and line.
+        ConfigurationError: a statement of the user's is wrong; names file and line. Conflict: a
+            schema of the build's name is there already.
 
     """
     read_model = schema_name(definition.name, definition.version, build)
     role = role_name(database, schema, read_model)
     views, reader = views_schema(definition.name), reader_role(database, schema)
-    await store.run(connection, "read_model_create", schema, read_model, role, views, reader)
+    try:
+        await store.run(connection, "read_model_create", schema, read_model, role, views, reader)
+    except store.SCHEMA_EXISTS:
+        # We drop ours with their rows: it is of another installation in this database, or of one
+        # that was dropped without its read models. Whose data it holds is not ours to guess.
+        raise Conflict(
+            f"the database has a schema {read_model!r} that no projection of {schema!r} owns:"
+            f" look what is in it, then DROP SCHEMA {read_model} CASCADE, or give the projection"
+            " another name"
+        ) from None
     await store.run(connection, "enter", schema, role, search_path(read_model), "", "")
     for statement in definition.tables:
         with _explained(definition, statement, connection):

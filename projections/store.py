@@ -13,6 +13,7 @@ from projections.model import Segment, StatementError
 
 PAGE = 1_000
 CONSTRAINT_ERRORS = (asyncpg.IntegrityConstraintViolationError,)
+SCHEMA_EXISTS = (asyncpg.DuplicateSchemaError,)
 
 
 class Runnable(NamedTuple):

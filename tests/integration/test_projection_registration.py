@@ -91,6 +91,16 @@ async def test_other_sql_under_one_version_is_refused(database: Database) -> Non
     assert (await control.get_projection(database, "files")).on_poison == "park"
 
 
+async def test_a_schema_that_a_dropped_installation_left_behind_is_named(
+    database: Database,
+) -> None:
+    async with database.connection() as connection:
+        await connection.execute("CREATE SCHEMA rm_files_v1")
+    with pytest.raises(Conflict, match="a schema 'rm_files_v1' that no projection of 'everstate'"):
+        await register(database, [parsed()])
+    assert await control.list_projections(database) == []
+
+
 async def test_a_version_that_goes_back_is_refused(database: Database) -> None:
     three = parsed(("version: 1", "version: 3"))
     await register(database, [three])
