@@ -489,6 +489,8 @@ Global___ListGroupsResponse: _TypeAlias = ListGroupsResponse  # noqa: Y015
 
 @_typing.final
 class ConnectRequest(_message.Message):
+    """A request names at most 20,000 deliveries."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     JOIN_FIELD_NUMBER: _builtins.int

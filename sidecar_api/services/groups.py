@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import grpc
+import structlog
 
 from journal.groups.model import (
     MAX_CREDITS,
@@ -21,11 +22,13 @@ from journal.groups.model import (
 from journal.groups.node import Groups
 from journal.groups.session import Output, Session
 from journal.rows import Names
-from kernel.errors import DeadlineExceeded, EverstateError, InvalidArgument
+from kernel.errors import DeadlineExceeded, EverstateError, InternalError, InvalidArgument
 from sidecar_api import convert
 from sidecar_api.generated import group_pb2 as pb
 from sidecar_api.services.calls import BadMessage, Method
 from sidecar_api.services.journal import write
+
+log = structlog.get_logger(__name__)
 
 Context = Any
 
@@ -36,6 +39,9 @@ STALLED_SECONDS = 60.0
 """How long a member may leave a message unread before its stream is ended."""
 
 MAX_RETRY_AFTER_MS = 86_400_000
+
+MAX_SETTLED = 2 * MAX_CREDITS
+"""Deliveries that one request may name: as many as can be out, once settled and once extended."""
 
 
 class GroupService:
@@ -188,6 +194,10 @@ class GroupService:
                     return
         except EverstateError as error:
             session.fail(error)
+        except Exception:
+            # Nobody else would end the stream, and the member would keep what it has.
+            log.exception("requests of a member cannot be read", member=session.name)
+            session.fail(InternalError())
 
     def _response(self, output: Output) -> pb.ConnectResponse:
         response = pb.ConnectResponse(confirmed=output.confirmed, lost=output.lost)
@@ -202,6 +212,11 @@ class GroupService:
 def _settle(session: Session, request: pb.ConnectRequest) -> None:
     if request.HasField("join"):
         raise InvalidArgument("join", "is only in the first request")
+    named = sum(map(len, (request.acks, request.nacks, request.parks, request.extend)))
+    if named > MAX_SETTLED:  # it is handled in one go
+        raise InvalidArgument(
+            "acks", f"{named} deliveries in one request, the limit is {MAX_SETTLED}"
+        )
     if request.extend:
         session.extend(request.extend)
     if request.acks:

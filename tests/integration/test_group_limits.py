@@ -11,7 +11,8 @@ import pytest
 
 from journal.groups.model import GroupChange, NodeGroupSettings, ParkedSelection
 from journal.groups.node import Groups
-from kernel.errors import InvalidArgument, Overloaded
+from journal.groups.session import Session
+from kernel.errors import InternalError, InvalidArgument, Overloaded
 from kernel.telemetry import REGISTRY
 from sidecar_api.client import GroupSettings
 from sidecar_api.client.groups import SERVICE
@@ -88,6 +89,7 @@ def join(**fields: object) -> pb.ConnectRequest:
         ([join(group="No Name")], "join.group"),
         ([join(name="x" * 101)], "join.name"),
         ([join(), pb.ConnectRequest(credits=10_001)], "credits"),
+        ([join(), pb.ConnectRequest(acks=range(15_000), extend=range(5_001))], "acks"),
         (
             [join(), pb.ConnectRequest(nacks=[pb.Nack(delivery=1, retry_after_ms=86_400_001)])],
             "nacks.retry_after_ms",
@@ -104,6 +106,20 @@ async def test_a_member_that_says_nonsense_is_told_the_field(
             await asyncio.wait_for(raw(node, *requests), 10)
         assert caught.value.field == field
         assert (await node.client.groups.get("mail")).members == (), "it left nothing behind"
+
+
+async def test_a_stream_whose_requests_cannot_be_handled_ends_and_leaves_nothing(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("nobody foresaw this")
+
+    monkeypatch.setattr(Session, "ack", broken)
+    async with running_node(database_url) as node:
+        await node.client.groups.create("mail", QUICK)
+        with pytest.raises(InternalError):
+            await asyncio.wait_for(raw(node, join(), pb.ConnectRequest(acks=[1])), 10)
+        assert (await node.client.groups.get("mail")).members == ()
 
 
 async def test_settling_what_was_never_delivered_is_told_as_lost(database_url: str) -> None:
