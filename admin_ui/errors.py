@@ -32,6 +32,7 @@ STATUSES: Mapping[type[e.EverstateError], int] = {
     e.ForeignEvents: 409,
     e.AppendIdReused: 409,
     e.OutOfRange: 400,
+    e.Compacted: 410,
     e.DeadlineExceeded: 504,
     e.Cancelled: 499,
     e.Overloaded: 503,

@@ -43,7 +43,7 @@ class Workspace:
 
 
 class RawAppender:
-    """``append_batch_v2`` called directly on one connection: what the node's appends end in."""
+    """``append_batch_v3`` called directly on one connection: what the node's appends end in."""
 
     def __init__(self, connection: Any, ids: tuple[int, int], log_id: int) -> None:
         self._connection = connection

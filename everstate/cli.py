@@ -45,6 +45,7 @@ EXIT_CODES: Mapping[type[e.EverstateError], int] = {
     e.LogExists: 4,
     e.WrongExpectedState: 4,
     e.EntityDeleted: 4,
+    e.Compacted: 4,
     e.ForeignEvents: 4,
     e.AppendIdReused: 4,
     e.ClockSkew: 4,

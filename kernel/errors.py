@@ -192,6 +192,21 @@ class OutOfRange(EverstateError):
         self.head = head
 
 
+class Compacted(EverstateError):
+    """Events that the load needs were compacted away: the entity begins at its floor now."""
+
+    code = "COMPACTED"
+    hint = "load it without ignore_snapshot, or from its floor on; ReadLog still has what is stored"
+
+    def __init__(self, entity_type: str, entity_id: str, floor: int) -> None:
+        super().__init__(
+            f"{entity_type}/{entity_id}: events below the floor {floor} are compacted away"
+        )
+        self.entity_type = entity_type
+        self.entity_id = entity_id
+        self.floor = floor
+
+
 class DeadlineExceeded(EverstateError):
     """The deadline passed before the work was done."""
 

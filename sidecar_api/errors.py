@@ -37,6 +37,7 @@ CODES: Mapping[type[e.EverstateError], grpc.StatusCode] = {
     e.ForeignEvents: grpc.StatusCode.FAILED_PRECONDITION,
     e.AppendIdReused: grpc.StatusCode.FAILED_PRECONDITION,
     e.OutOfRange: grpc.StatusCode.OUT_OF_RANGE,
+    e.Compacted: grpc.StatusCode.OUT_OF_RANGE,
     e.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     e.Cancelled: grpc.StatusCode.CANCELLED,
     e.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -94,6 +95,10 @@ def to_status(error: e.EverstateError, details_bytes: int | None = None) -> stat
         case e.EntityNotFound():
             info.metadata["entity_type"] = error.entity_type
             info.metadata["entity_id"] = error.entity_id
+        case e.Compacted():
+            info.metadata["entity_type"] = error.entity_type
+            info.metadata["entity_id"] = error.entity_id
+            info.metadata["floor"] = str(error.floor)
         case e.AppendIdReused():
             info.metadata["append_id"] = error.append_id
         case e.EntityDeleted():
@@ -205,6 +210,9 @@ def _rebuild(
         return kind(info.metadata["log"])
     if kind is e.EntityNotFound:
         return e.EntityNotFound(info.metadata["entity_type"], info.metadata["entity_id"])
+    if kind is e.Compacted:
+        known = info.metadata
+        return e.Compacted(known["entity_type"], known["entity_id"], int(known["floor"] or 0))
     if kind is e.AppendIdReused:
         return e.AppendIdReused(info.metadata["append_id"])
     if kind is e.EntityDeleted:

@@ -16,7 +16,8 @@
 --   the member's event before within the batch (0: it is in the log, or nowhere; null array: all 0);
 --   e_meta null array: none has metadata.
 -- Appends with an id (null arrays: none): r_no, r_id, r_day, r_hash.
--- Snapshots (null arrays: none): s_grp index of the member.
+-- Snapshots (null arrays: none): s_grp index of the member. Each is kept with the position and the
+--   time (event_time_v1) of the newest event of its member, which is the newest that it covers.
 -- p_now is the node's clock when it sent the batch.
 --
 -- Result, one row: the head before; the time; per member: verdict (0 written, -1 written before,
@@ -45,6 +46,7 @@ DECLARE
   lasts bigint[];
   counts int[];
   ids text[] := a_id; -- expanded on assignment: subscripts take constant time
+  metas jsonb[];      -- e_meta likewise, where there are snapshots
   known int[];        -- by append: -1 or 4 where a receipt was found
   total bigint;
   new_keys bigint;
@@ -195,8 +197,11 @@ BEGIN
         (log_id, last_position, first_position, recorded_at, last_entity_key, bytes_total, node)
       VALUES (p_log, o_head + total, o_head + 1, o_at, h.last_entity_key + new_keys, h.bytes_total + new_bytes, p_node);
     IF s_grp IS NOT NULL THEN
-      INSERT INTO everstate.snapshots (entity_key, seq, recorded_at, log_id, type, content_type, payload)
-        SELECT keys[s.g], o_sequences[s.g] + a_n[s.g], o_at, p_log, s.type, s.content_type, s.payload
+      metas := e_meta;
+      INSERT INTO everstate.snapshots
+          (entity_key, seq, recorded_at, log_id, type, content_type, payload, position, event_at, source)
+        SELECT keys[s.g], o_sequences[s.g] + a_n[s.g], o_at, p_log, s.type, s.content_type, s.payload,
+          o_head + lasts[s.g] - o_shifts[s.g], everstate.event_time_v1(metas[lasts[s.g]], o_at), 0
         FROM unnest(s_grp, s_type, s_content_type, s_payload) s(g, type, content_type, payload)
         WHERE o_verdicts[s.g] = 0;
     END IF;

@@ -330,6 +330,7 @@ def test_every_error_has_an_exit_code_of_the_contract() -> None:
         (errors.LogExists, "LOG_EXISTS", 4),
         (errors.WrongExpectedState, "WRONG_EXPECTED_STATE", 4),
         (errors.EntityDeleted, "ENTITY_DELETED", 4),
+        (errors.Compacted, "COMPACTED", 4),
         (errors.ForeignEvents, "FOREIGN_EVENTS", 4),
         (errors.AppendIdReused, "APPEND_ID_REUSED", 4),
         (errors.ClockSkew, "CLOCK_SKEW", 4),

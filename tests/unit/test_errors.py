@@ -44,6 +44,7 @@ MADE: dict[type[e.EverstateError], tuple[Any, ...]] = {
     e.ForeignEvents: ("cart", "a", "its event 3 is not that of line 7"),
     e.AppendIdReused: ("018f3c5e-0000-7000-8000-000000000000",),
     e.OutOfRange: (2**40, 1, 17),
+    e.Compacted: ("cart", "a/b", 12),
     e.Overloaded: ("much waits", timedelta(milliseconds=350)),
 }
 
