@@ -1212,6 +1212,20 @@ CREATE TABLE everstate.folds (
   PRIMARY KEY (entity_type, version)
 );
 
+-- == 0003: event_time_v1
+
+-- When an event happened: the time that its writer gave (microseconds since the Unix epoch, under
+-- "$time" of the stored metadata), else when it was recorded. Times before the year 1 are its begin.
+-- One expression without settings of its own, so that the planner puts it in the place of the call.
+CREATE FUNCTION everstate.event_time_v1(p_metadata jsonb, p_recorded_at timestamptz)
+RETURNS timestamptz LANGUAGE sql STABLE AS $$
+  -- Seconds and the rest apart: their product with an interval goes through a float8.
+  SELECT CASE WHEN p_metadata ? '$time' THEN
+    to_timestamp(0) + (greatest((p_metadata ->> '$time')::bigint, -62135596800000000) / 1000000) * interval '1 second'
+      + (greatest((p_metadata ->> '$time')::bigint, -62135596800000000) % 1000000) * interval '1 microsecond'
+    ELSE p_recorded_at END
+$$;
+
 -- == 0003: append_batch_v3
 
 -- Appends a batch: many independent appends, each to one or several entities, in one commit.
@@ -1232,7 +1246,8 @@ CREATE TABLE everstate.folds (
 --   the member's event before within the batch (0: it is in the log, or nowhere; null array: all 0);
 --   e_meta null array: none has metadata.
 -- Appends with an id (null arrays: none): r_no, r_id, r_day, r_hash.
--- Snapshots (null arrays: none): s_grp index of the member.
+-- Snapshots (null arrays: none): s_grp index of the member. Each is kept with the position and the
+--   time (event_time_v1) of the newest event of its member, which is the newest that it covers.
 -- p_now is the node's clock when it sent the batch.
 --
 -- Result, one row: the head before; the time; per member: verdict (0 written, -1 written before,
@@ -1261,6 +1276,7 @@ DECLARE
   lasts bigint[];
   counts int[];
   ids text[] := a_id; -- expanded on assignment: subscripts take constant time
+  metas jsonb[];      -- e_meta likewise, where there are snapshots
   known int[];        -- by append: -1 or 4 where a receipt was found
   total bigint;
   new_keys bigint;
@@ -1411,8 +1427,11 @@ BEGIN
         (log_id, last_position, first_position, recorded_at, last_entity_key, bytes_total, node)
       VALUES (p_log, o_head + total, o_head + 1, o_at, h.last_entity_key + new_keys, h.bytes_total + new_bytes, p_node);
     IF s_grp IS NOT NULL THEN
-      INSERT INTO everstate.snapshots (entity_key, seq, recorded_at, log_id, type, content_type, payload)
-        SELECT keys[s.g], o_sequences[s.g] + a_n[s.g], o_at, p_log, s.type, s.content_type, s.payload
+      metas := e_meta;
+      INSERT INTO everstate.snapshots
+          (entity_key, seq, recorded_at, log_id, type, content_type, payload, position, event_at, source)
+        SELECT keys[s.g], o_sequences[s.g] + a_n[s.g], o_at, p_log, s.type, s.content_type, s.payload,
+          o_head + lasts[s.g] - o_shifts[s.g], everstate.event_time_v1(metas[lasts[s.g]], o_at), 0
         FROM unnest(s_grp, s_type, s_content_type, s_payload) s(g, type, content_type, payload)
         WHERE o_verdicts[s.g] = 0;
     END IF;
