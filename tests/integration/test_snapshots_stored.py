@@ -40,9 +40,7 @@ async def test_a_snapshot_of_an_append_keeps_position_and_time_of_its_newest_eve
     fetch = store.database.fetch
     at = clock.from_us(done.recorded_at_us)
     assert [tuple(row) for row in await fetch(ROW, "a")] == [(2, 6, at, at, 0)]
-    assert [tuple(row) for row in await fetch(ROW, "b")] == [
-        (4, 7, clock.from_us(said - 1), at, 0)
-    ]
+    assert [tuple(row) for row in await fetch(ROW, "b")] == [(4, 7, clock.from_us(said - 1), at, 0)]
     assert await fetch(ROW, "none") == []
 
 
