@@ -13,8 +13,10 @@ CREATE INDEX snapshots_removed ON everstate.snapshots (removed_at) WHERE removed
 
 -- The floor is where an entity's readable events begin. A floor above the first event is covered by
 -- the snapshot at `snapshot_seq` = floor - 1, whose newest event has the position `floor_position`:
--- readable events have greater ones.
+-- readable events have greater ones. Null: the entity's first event, as long as nothing was compacted.
 ALTER TABLE everstate.entity_marks
+  ALTER COLUMN floor DROP NOT NULL,
+  ALTER COLUMN floor DROP DEFAULT,
   ADD COLUMN floor_position bigint NOT NULL DEFAULT 0,
   ADD COLUMN changed_by     uuid,              -- the operation that moved the floor last
   ADD COLUMN changed_at     timestamptz NOT NULL DEFAULT clock_timestamp();
