@@ -64,6 +64,7 @@ from kernel import clock
 from kernel.errors import (
     AppendIdReused,
     DeadlineExceeded,
+    EntityDeleted,
     EntityNotFound,
     FailedCheck,
     InvalidArgument,
@@ -95,6 +96,8 @@ class _Log:
     events: list[Event] = field(default_factory=list)
     entities: dict[Name, list[Event]] = field(default_factory=dict)
     snapshots: dict[Name, list[Snapshot]] = field(default_factory=dict)
+    states: dict[Name, str] = field(default_factory=dict)
+    """Of entities that are not active."""
     receipts: dict[str, _Receipt] = field(default_factory=dict)
     bytes_total: int = 0
     appended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -118,7 +121,7 @@ class _Log:
             entity_id=name[1],
             sequence=events[-1].sequence,
             floor=events[0].sequence,
-            state="active",
+            state=self.states.get(name, "active"),
             event_count=len(events),
             first_position=events[0].position,
             last_position=events[-1].position,
@@ -162,6 +165,9 @@ class MemoryJournal:
         before = _written_before(there, prepared)
         if before is not None:
             return before
+        deleted = tuple(member[:2] for member in prepared.members if member[:2] in there.states)
+        if deleted:
+            raise EntityDeleted(deleted)
         failures = tuple(
             FailedCheck(member[0], member[1], expected_of(member, found), found)
             for member, found in _sequences(there, prepared)
@@ -170,6 +176,13 @@ class MemoryJournal:
         if failures:
             raise WrongExpectedState(failures)
         return self._write(there, prepared)
+
+    def set_entity_state(self, log: str, name: Name, state: str) -> None:
+        """Makes an entity ``active``, ``deleted`` or ``tombstoned``, as operations do."""
+        self._log(log).entity(name)
+        self._log(log).states[name] = state
+        if state == "active":
+            del self._log(log).states[name]
 
     def _write(self, log: _Log, prepared: PreparedAppend) -> Appended:
         at = max(self._now_us(), log.events[-1].recorded_at_us if log.events else 0)

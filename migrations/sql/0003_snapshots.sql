@@ -19,7 +19,8 @@ ALTER TABLE everstate.entity_marks
   ALTER COLUMN floor DROP DEFAULT,
   ADD COLUMN floor_position bigint NOT NULL DEFAULT 0,
   ADD COLUMN changed_by     uuid,              -- the operation that moved the floor last
-  ADD COLUMN changed_at     timestamptz NOT NULL DEFAULT clock_timestamp();
+  ADD COLUMN changed_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+  ADD COLUMN state_by       uuid;              -- the operation that set the entity's state last
 
 -- Settings per type; `version` for If-Match.
 ALTER TABLE everstate.entity_types

@@ -130,14 +130,14 @@ BEGIN
          array_agg(CASE WHEN p.v = 0 AND p.mv <> 0 THEN 9 ELSE p.v END ORDER BY p.ord),
          array_agg(p.shift ORDER BY p.ord),
          coalesce(sum(p.n) FILTER (WHERE p.mv = 0), 0), coalesce(sum(p.bytes) FILTER (WHERE p.mv = 0), 0),
-         count(*) FILTER (WHERE p.mv = 0 AND p.k IS NULL), count(*) FILTER (WHERE p.v = 1)
+         count(*) FILTER (WHERE p.mv = 0 AND p.k IS NULL), count(*) FILTER (WHERE p.v IN (1, 3))
     INTO keys, o_prevs, o_sequences, o_verdicts, o_shifts, total, new_bytes, new_keys, suspects FROM p;
 
   IF suspects > 0 THEN  -- rare: is a refused append one that was written before?
     FOR r IN
       SELECT c.no, min(s.position) AS lo, max(s.position) AS hi, max(s.recorded_at) AS at
       FROM (SELECT a.*, coalesce(nullif(a.start, 0) - 1, a.mode) AS base,
-                   bool_and(a.v = 1) OVER (PARTITION BY a.no) AS whole
+                   bool_and(a.v IN (1, 3)) OVER (PARTITION BY a.no) AS whole
             FROM unnest(a_no, a_type, a_id, a_mode, a_start, o_verdicts)
               WITH ORDINALITY a(no, type, id, mode, start, v, ord)) c
       JOIN unnest(e_grp, e_idx, e_id) e(g, i, id) ON e.g = c.ord

@@ -87,6 +87,8 @@ class Context:
     """By entity type; missing: the defaults."""
     needs: Sequence[Need]
     environment: Environment
+    operation: OperationRow | None = None
+    """The operation that is run, in `apply` and `undo`; None while a plan is made."""
 
 
 @dataclass(slots=True)
@@ -151,7 +153,8 @@ class EntityKind(Kind, Protocol):
         """Does it, set-wise, inside the step's transaction; judges the guards again under locks.
 
         An item that no longer qualifies is `SKIPPED` with a reason; one that fails alone `FAILED`.
-        Lock order: log row → marks (by entity key) → rest.
+        Lock order: marks (by entity key) → rest → log row. Appends wait for the log's row, so only
+        the very last statement may take it, and nothing that waits for a lock comes after.
         """
         ...
 

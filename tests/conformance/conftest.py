@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 
 import pytest
 from pytest_postgresql.janitor import DatabaseJanitor
@@ -17,7 +18,7 @@ from kernel import clock
 from kernel.database import Database, DatabaseSettings
 from sidecar_api.client import Client
 from sidecar_api.server import NodeServer, ServerSettings
-from tests.conformance.subject import Subject
+from tests.conformance.subject import Subject, set_state_in
 
 KINDS = ["memory", "store-18", "client-18", "store-15"]
 PARAMS = [
@@ -66,20 +67,25 @@ async def implementation(place: Place) -> AsyncIterator[Subject]:
     """The implementation; its log is not to be used."""
     if place.kind == "memory":
         ticks = itertools.count(clock.now_us(), 1000)
-        yield Subject("memory", MemoryJournal(now_us=lambda: next(ticks)), "")
+        memory = MemoryJournal(now_us=lambda: next(ticks))
+
+        async def set_state(log: str, name: tuple[str, str], state: str) -> None:
+            memory.set_entity_state(log, name, state)
+
+        yield Subject("memory", memory, "", states=set_state)
         return
     database = await Database.open(DatabaseSettings(place.url))
     store = StoreJournal(database, StoreSettings(node="conformance"))
     await store.start()
     try:
         if place.kind == "store":
-            yield Subject("store", store, "")
+            yield Subject("store", store, "", states=partial(set_state_in, store))
             return
         node = NodeServer(store, ServerSettings(port=0, drain=timedelta(seconds=2)))
         await node.start()
         address = f"127.0.0.1:{node.port}"
         async with Client(f"everstate://{address}") as client:
-            yield Subject("client", client, "", address)
+            yield Subject("client", client, "", address, partial(set_state_in, store))
         await node.stop()
     finally:
         await store.close()
@@ -91,4 +97,4 @@ async def subject(implementation: Subject) -> Subject:
     """An implementation of the journal with an empty log."""
     log = f"t{next(_serial)}"
     await implementation.journal.create_log(log)
-    return Subject(implementation.kind, implementation.journal, log, implementation.address)
+    return replace(implementation, log=log)

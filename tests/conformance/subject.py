@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +24,13 @@ from journal.model import (
     Snapshot,
     VerifyReport,
 )
+from journal.store import StoreJournal
 from kernel import clock
 from kernel.ids import new_id
 from sidecar_api.client.messages import to_event
 
 TYPE = "cart"
+SetState = Callable[[str, tuple[str, str], str], Awaitable[None]]
 DAY_US = 86_400_000_000
 
 
@@ -63,6 +65,20 @@ def days_ago(days: float) -> str:
     return uuid7_at(clock.now_us() - int(days * DAY_US))
 
 
+STATES = ("active", "deleted", "tombstoned")
+
+
+async def set_state_in(store: StoreJournal, log: str, name: tuple[str, str], state: str) -> None:
+    """Sets the state of an entity in a store."""
+    opened = await store.open_log(log)
+    number = await store.names.find_entity_types([name[0]], 5)
+    rows = await store.database.fetch(
+        "SELECT * FROM everstate.set_entity_states_v1($1, $2, $3, $4, $5)",
+        opened.log_id, number, [name[1]], [0, 1, 2], [STATES.index(state)],
+    )  # fmt: skip
+    assert len(rows) == 1
+
+
 @dataclass(frozen=True)
 class Subject:
     """``kind``: memory, store or client. ``address`` is the node's, for the client."""
@@ -71,6 +87,12 @@ class Subject:
     journal: Journal
     log: str
     address: str = ""
+    states: SetState | None = None
+
+    async def set_state(self, name: str, state: str, *, kind: str = TYPE) -> None:
+        """As an operation does it; there is no call of the journal for it."""
+        assert self.states is not None
+        await self.states(self.log, (kind, name), state)
 
     async def append(
         self, *entities: EntityAppend, events: tuple[NewEvent, ...], append_id: str = ""

@@ -41,6 +41,7 @@ from journal.store import StoreJournal, StoreSettings
 from kernel.database import Database, DatabaseSettings
 from kernel.errors import EverstateError
 from kernel.ids import new_id
+from tests.conformance.subject import set_state_in
 
 NAMES = [(kind, name) for kind in ("cart", "order") for name in ("a", "ab", "b", "é")]
 KINDS = ["One", "Two", "Three"]
@@ -202,6 +203,16 @@ class Machine(RuleBasedStateMachine):
         if all(e.entity in {o.entity for o in old.events[:-1]} for e in old.events):
             changed.append(replace(old, events=old.events[:-1]))
         self.append(data.draw(st.sampled_from(changed)))
+
+    @rule(name=st.sampled_from(NAMES), state=st.sampled_from(["deleted", "tombstoned"]))
+    def ends_or_begins_again(self, name: tuple[str, str], state: str) -> None:
+        """What operations do between appends: an active entity is not, any other one is again."""
+        if not self.sequence(name):
+            return
+        there = self.model._log(self.log)
+        state = "active" if name in there.states else state
+        self.model.set_entity_state(self.log, name, state)
+        self.stores.run(set_state_in(self.stores.store, self.log, name, state))
 
     @rule(data=st.data())
     def reads(self, data: st.DataObject) -> None:
