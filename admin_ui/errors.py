@@ -52,6 +52,8 @@ STATUSES: Mapping[type[e.EverstateError], int] = {
     e.Conflict: 409,
     e.UnknownType: 404,
     e.Undecodable: 422,
+    e.NoFold: 404,
+    e.FoldFailed: 422,
 }
 
 

@@ -66,6 +66,8 @@ EXIT_CODES: Mapping[type[e.EverstateError], int] = {
     e.Conflict: 4,
     e.UnknownType: 3,
     e.Undecodable: 4,
+    e.NoFold: 3,
+    e.FoldFailed: 4,
 }
 
 app = typer.Typer(

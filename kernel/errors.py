@@ -351,3 +351,17 @@ class Undecodable(EverstateError):
 
     code = "UNDECODABLE"
     hint = "the stored bytes stay as they are: correct the descriptor, the upcaster or the writer"
+
+
+class NoFold(NotFound):
+    """No fold is known for the entity type, so nothing can be said of the state of its entities."""
+
+    code = "NO_FOLD"
+    hint = "write a fold and name its module under `folds` in everstate.toml: docs/how-to/folds.md"
+
+
+class FoldFailed(EverstateError):
+    """A fold failed on an event or a snapshot; the stored bytes stay as they are."""
+
+    code = "FOLD_FAILED"
+    hint = "correct the fold, give it the next version, and start workers and admin anew"

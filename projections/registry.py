@@ -6,17 +6,19 @@ folder of them.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from kernel import usercode
+from kernel.digest import digest_of, roots_of
 from kernel.errors import ConfigurationError
 from kernel.usercode import UserCode
 from projections import sqlfile
-from projections.digest import digest_of
 from projections.model import Definition, Projection, Statement, StatementError, check_definition
 from projections.statements import check_confined, normal, split
+
+NOT_CODE = frozenset({"name", "version", "replaces", "on_poison"})
+"""Attributes of a projection class that are not part of what it does."""
 
 
 def load(code: UserCode) -> list[Definition]:
@@ -120,8 +122,6 @@ def define(projection: type[Projection], folder: Path, *, superseded: bool = Fal
         ConfigurationError: names the class, the attribute and what is wrong with it.
 
     """
-    module = sys.modules[projection.__module__]
-    file = getattr(module, "__file__", None)
     origin = f"{projection.__module__}.{projection.__qualname__}"
 
     def refuse(problem: str) -> ConfigurationError:
@@ -146,15 +146,14 @@ def define(projection: type[Projection], folder: Path, *, superseded: bool = Fal
     except StatementError as error:
         line = projection.tables.count("\n", 0, max(error.position - 1, 0)) + 1
         raise refuse(f"tables: line {line}: {error.message}") from None
-    roots = [folder.resolve()]
-    if file:  # an installed package is the user's code as well
-        package = getattr(sys.modules[projection.__module__.partition(".")[0]], "__path__", None)
-        roots.append(Path(next(iter(package)) if package else file).resolve())
     attributes = [
         projection.log, projection.segments,
         list(projection.entity_types), list(projection.event_types),
     ]  # fmt: skip
-    digest = digest_of(projection, tuple(roots), [*map(repr, attributes), normal_tables])
+    digest = digest_of(
+        projection, roots_of(projection, folder), [*map(repr, attributes), normal_tables],
+        not_code=NOT_CODE,
+    )  # fmt: skip
     return check_definition(
         Definition(
             name=projection.name,

@@ -57,6 +57,8 @@ CODES: Mapping[type[e.EverstateError], grpc.StatusCode] = {
     e.Conflict: grpc.StatusCode.FAILED_PRECONDITION,
     e.UnknownType: grpc.StatusCode.NOT_FOUND,
     e.Undecodable: grpc.StatusCode.FAILED_PRECONDITION,
+    e.NoFold: grpc.StatusCode.NOT_FOUND,
+    e.FoldFailed: grpc.StatusCode.FAILED_PRECONDITION,
 }
 
 _BY_REASON: Mapping[str, type[e.EverstateError]] = {kind.code: kind for kind in CODES}

@@ -1,4 +1,4 @@
-"""A digest of a projection's code: it changes when what the class does may have changed.
+"""A digest of a class of the user's: it changes when what the class does may have changed.
 
 Made over the source of the class and, transitively, of the module-level definitions that it names,
 in its own module and in others of the user's folder. Comments, docstrings and blank lines do not
@@ -14,16 +14,13 @@ import hashlib
 import importlib
 import inspect
 import io
+import sys
 import tokenize
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-
-NOT_CODE = frozenset({"name", "version", "replaces", "on_poison"})
-"""Attributes of a projection class that are not part of what it does."""
-
 
 @dataclass(frozen=True, slots=True)
 class _Source:
@@ -32,9 +29,28 @@ class _Source:
     imports: dict[str, tuple[str, str]]  # local name → module, name there ("": the module itself)
 
 
-def digest_of(kind: type, roots: tuple[Path, ...], extra: Sequence[str] = ()) -> str:
-    """The digest of a class, SHA-256, hexadecimal, over its code and ``extra``. ``roots``: the
-    folders whose modules are the user's.
+def roots_of(kind: type, folder: Path) -> tuple[Path, ...]:
+    """The folders whose modules are the user's: ``folder`` and where the class was written (an
+    installed package is the user's code as well).
+    """
+    roots = [folder.resolve()]
+    module = sys.modules[kind.__module__]
+    if file := getattr(module, "__file__", None):
+        package = getattr(sys.modules[kind.__module__.partition(".")[0]], "__path__", None)
+        roots.append(Path(next(iter(package)) if package else file).resolve())
+    return tuple(roots)
+
+
+def digest_of(
+    kind: type,
+    roots: tuple[Path, ...],
+    extra: Sequence[str] = (),
+    *,
+    not_code: frozenset[str] = frozenset({"version"}),
+) -> str:
+    """The digest of a class, SHA-256, hexadecimal, over its code and ``extra``.
+
+    ``roots``: see `roots_of`; ``not_code``: attributes of classes that are no part of what they do.
     """
     parts: list[str] = [f"={text}" for text in extra]
     seen: set[tuple[str, str]] = set()
@@ -54,8 +70,8 @@ def digest_of(kind: type, roots: tuple[Path, ...], extra: Sequence[str] = ()) ->
             parts.append("\n".join(source.lines))
             continue
         for node in source.definitions.get(name, ()):
-            parts.append(f"{name}\n{_text(source, node)}")
-            for used in _names_in(node):
+            parts.append(f"{name}\n{_text(source, node, not_code)}")
+            for used in _names_in(node, not_code):
                 if used in source.definitions:
                     waiting.append((module_name, used))
                 elif used in source.imports:
@@ -115,8 +131,8 @@ def _imported(node: ast.stmt, module: ModuleType) -> Iterator[tuple[str, tuple[s
             yield alias.asname or alias.name, (base, alias.name)
 
 
-def _names_in(node: ast.stmt) -> set[str]:
-    skipped = {id(child) for part in _apart(node) for child in ast.walk(part)}
+def _names_in(node: ast.stmt, not_code: frozenset[str]) -> set[str]:
+    skipped = {id(child) for part in _apart(node, not_code) for child in ast.walk(part)}
     return {
         child.id
         for child in ast.walk(node)
@@ -124,21 +140,21 @@ def _names_in(node: ast.stmt) -> set[str]:
     }
 
 
-def _apart(node: ast.stmt) -> list[ast.stmt]:
+def _apart(node: ast.stmt, not_code: frozenset[str]) -> list[ast.stmt]:
     """Assignments in a class that may change under one version."""
     body = node.body if isinstance(node, ast.ClassDef) else ()
     return [
         child
         for child in body
         if isinstance(child, ast.Assign | ast.AnnAssign)
-        and not NOT_CODE.isdisjoint(_defined(child))
+        and not not_code.isdisjoint(_defined(child))
     ]
 
 
-def _text(source: _Source, node: ast.stmt) -> str:
+def _text(source: _Source, node: ast.stmt, not_code: frozenset[str]) -> str:
     first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
     skipped = {
-        row for part in _apart(node) for row in range(part.lineno, (part.end_lineno or 0) + 1)
+        row for part in _apart(node, not_code) for row in range(part.lineno, (part.end_lineno or 0) + 1)
     }
     rows = range(first, (node.end_lineno or first) + 1)
     lines = (source.lines[row - 1] for row in rows if row not in skipped)
