@@ -22,6 +22,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+
 @dataclass(frozen=True, slots=True)
 class _Source:
     lines: tuple[str, ...]  # without comments
@@ -154,7 +155,9 @@ def _apart(node: ast.stmt, not_code: frozenset[str]) -> list[ast.stmt]:
 def _text(source: _Source, node: ast.stmt, not_code: frozenset[str]) -> str:
     first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
     skipped = {
-        row for part in _apart(node, not_code) for row in range(part.lineno, (part.end_lineno or 0) + 1)
+        row
+        for part in _apart(node, not_code)
+        for row in range(part.lineno, (part.end_lineno or 0) + 1)
     }
     rows = range(first, (node.end_lineno or first) + 1)
     lines = (source.lines[row - 1] for row in rows if row not in skipped)

@@ -27,7 +27,10 @@ class _Call:
     """One call in a thread of its own."""
 
     def __init__(
-        self, function: Callable[[], Any], loop: asyncio.AbstractEventLoop, done: asyncio.Future[Any]
+        self,
+        function: Callable[[], Any],
+        loop: asyncio.AbstractEventLoop,
+        done: asyncio.Future[Any],
     ) -> None:
         self._function = function
         self._loop = loop
