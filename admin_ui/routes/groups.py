@@ -6,10 +6,13 @@ import dataclasses
 from datetime import timedelta
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Query, Request, Response
 
 from admin_ui.access import caller, needs
+from admin_ui.routes.projections import answer
 from admin_ui.services import services_of
+from admin_ui.shapes import Group as Shape
+from admin_ui.shapes import Page, ParkedEvent, WholeGroup
 from journal.groups.model import Group, ParkedSelection
 from journal.groups.store import GroupStore
 from kernel import clock
@@ -21,32 +24,36 @@ Next = Annotated[str, Query(alias="next", max_length=100, description="Of the pa
 
 def register(app: FastAPI) -> None:
     """Adds the routes."""
-    app.get("/api/v1/groups", tags=["groups"])(list_groups)
-    app.get("/api/v1/groups/{name}", tags=["groups"])(get_group)
-    app.get("/api/v1/groups/{name}/parked", tags=["groups"])(list_parked)
+    tags: dict[str, Any] = {"tags": ["groups"]}
+    one = "/api/v1/groups/{name}"
+    app.get("/api/v1/groups", response_model=Page[Shape], **tags)(list_groups)
+    app.get(one, response_model=WholeGroup, **tags)(get_group)
+    app.get(f"{one}/parked", response_model=Page[ParkedEvent], **tags)(list_parked)
 
 
 @needs(Role.VIEWER)
-async def list_groups(request: Request, limit: Limit = 100, after: Next = "") -> dict[str, Any]:
+async def list_groups(request: Request, limit: Limit = 100, after: Next = "") -> Response:
     """Consumer groups by name: up to where each has acked, lag, parked events."""
     page = await _store(request).list_groups(page_size=limit, page_token=after)
-    return {"rows": [shown(group) for group in page.groups], "next": page.next_page_token or None}
+    rows = [shown(group) for group in page.groups]
+    return answer(request, {"rows": rows, "next": page.next_page_token or None})
 
 
 @needs(Role.VIEWER)
-async def get_group(request: Request, name: str) -> dict[str, Any]:
+async def get_group(request: Request, name: str) -> Response:
     """A consumer group with its members and partitions."""
     group = await _store(request).get(name)
-    return shown(group) | {
+    whole = shown(group) | {
         "members_list": [_plain(member) for member in group.members],
         "partitions": [_plain(partition) for partition in group.partitions],
     }
+    return answer(request, whole)
 
 
 @needs(Role.VIEWER)
 async def list_parked(
     request: Request, name: str, limit: Limit = 100, after: Next = ""
-) -> dict[str, Any]:
+) -> Response:
     """Events that the group has put aside, by position, and why; without their payloads."""
     store = _store(request)
     group = await store.get(name)
@@ -56,7 +63,7 @@ async def list_parked(
     rows = [_plain(event) for event in page.events]
     if PAYLOAD not in caller(request).grants:  # a member's own words: they may quote the event
         rows = [row | {"reason": None} for row in rows]
-    return {"rows": rows, "next": page.next_page_token or None}
+    return answer(request, {"rows": rows, "next": page.next_page_token or None})
 
 
 def _store(request: Request) -> GroupStore:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Query, Request, Response
 
 from admin_ui.access import needs
+from admin_ui.routes.projections import answer
 from admin_ui.services import services_of
+from admin_ui.shapes import Member, Page, Vital
 from kernel import clock, members
 from kernel.ids import check_uuid
 from kernel.principals import Role
@@ -15,8 +17,9 @@ from kernel.principals import Role
 
 def register(app: FastAPI) -> None:
     """Adds the routes."""
-    app.get("/api/v1/members", tags=["members"])(list_members)
-    app.get("/api/v1/members/{member_id}/vitals", tags=["members"])(vitals)
+    tags: dict[str, Any] = {"tags": ["members"]}
+    app.get("/api/v1/members", response_model=Page[Member], **tags)(list_members)
+    app.get("/api/v1/members/{member_id}/vitals", response_model=Page[Vital], **tags)(vitals)
 
 
 @needs(Role.VIEWER)
@@ -26,7 +29,7 @@ async def list_members(
     after: Annotated[
         str, Query(alias="next", max_length=36, description="Of the page before.")
     ] = "",
-) -> dict[str, Any]:
+) -> Response:
     """Running processes, oldest first, with their newest figures.
 
     One that was killed stays in the list for an hour, with `alive` false after 30 seconds.
@@ -47,7 +50,8 @@ async def list_members(
         }
         for member in found[:limit]
     ]
-    return {"rows": rows, "next": rows[-1]["id"] if len(found) > limit else None}
+    last = rows[-1]["id"] if len(found) > limit else None
+    return answer(request, {"rows": rows, "next": last})
 
 
 @needs(Role.VIEWER)
@@ -58,7 +62,7 @@ async def vitals(
     after: Annotated[
         str, Query(alias="next", max_length=40, description="A time; of the page before.")
     ] = "",
-) -> dict[str, Any]:
+) -> Response:
     """The figures of a process every ten seconds, oldest first, of the last 48 hours."""
     check_uuid("member_id", member_id)
     start = clock.from_us(clock.parse_us("next", after)) if after else clock.EPOCH
@@ -67,4 +71,5 @@ async def vitals(
         {"at": clock.format_us(clock.to_us(at)), "figures": figures}
         for at, figures in found[:limit]
     ]
-    return {"rows": rows, "next": rows[-1]["at"] if len(found) > limit else None}
+    last = rows[-1]["at"] if len(found) > limit else None
+    return answer(request, {"rows": rows, "next": last})

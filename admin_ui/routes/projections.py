@@ -13,11 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from admin_ui.access import caller, needs
 from admin_ui.services import services_of
+from admin_ui.shapes import Compared, Page
 from kernel import clock
 from kernel.database import Database
 from kernel.errors import InvalidArgument
 from kernel.principals import PAYLOAD, Role
 from projections import control
+from projections.control import ParkedRow, Passed, ProjectionRow, SegmentRow
 
 _TAGS: dict[str, Any] = {"tags": ["projections"]}
 _ONE = "/api/v1/projections/{name}"
@@ -63,19 +65,21 @@ _NONE = Which(version=None, build=1)
 
 def register(app: FastAPI) -> None:
     """Adds the routes."""
-    app.get("/api/v1/projections", **_TAGS)(list_projections)
-    app.get(_ONE, **_TAGS)(get_projection)
-    app.get(f"{_ONE}/builds", **_TAGS)(list_builds)
-    app.get(f"{_ONE}/segments", **_TAGS)(list_segments)
-    app.get(f"{_ONE}/parked", **_TAGS)(list_parked)
-    app.get(f"{_ONE}/wait", **_TAGS)(wait)
-    app.post(f"{_ONE}/pause", **_TAGS)(pause)
-    app.post(f"{_ONE}/resume", **_TAGS)(resume)
-    app.post(f"{_ONE}/rebuild", status_code=202, **_TAGS)(rebuild)
-    app.post(f"{_ONE}/switch", **_TAGS)(switch)
-    app.post(f"{_ONE}/rollback", **_TAGS)(rollback)
-    app.post(f"{_ONE}/discard", **_TAGS)(discard)
-    app.post(f"{_ONE}/compare", **_TAGS)(compare)
+    one: dict[str, Any] = {"response_model": ProjectionRow, **_TAGS}
+    many: dict[str, Any] = {"response_model": Page[ProjectionRow], **_TAGS}
+    app.get("/api/v1/projections", **many)(list_projections)
+    app.get(_ONE, **one)(get_projection)
+    app.get(f"{_ONE}/builds", **many)(list_builds)
+    app.get(f"{_ONE}/segments", response_model=Page[SegmentRow], **_TAGS)(list_segments)
+    app.get(f"{_ONE}/parked", response_model=Page[ParkedRow], **_TAGS)(list_parked)
+    app.get(f"{_ONE}/wait", response_model=Passed, **_TAGS)(wait)
+    app.post(f"{_ONE}/pause", **one)(pause)
+    app.post(f"{_ONE}/resume", **one)(resume)
+    app.post(f"{_ONE}/rebuild", status_code=202, **one)(rebuild)
+    app.post(f"{_ONE}/switch", **one)(switch)
+    app.post(f"{_ONE}/rollback", **one)(rollback)
+    app.post(f"{_ONE}/discard", **one)(discard)
+    app.post(f"{_ONE}/compare", response_model=Compared, **_TAGS)(compare)
 
 
 @needs(Role.VIEWER)

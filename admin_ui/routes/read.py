@@ -17,6 +17,7 @@ from admin_ui import read_models, rows
 from admin_ui.access import needs
 from admin_ui.read_models import Column, Model, Page
 from admin_ui.services import Services, services_of
+from admin_ui.shapes import ReadModel, ReadRows
 from kernel import sql
 from kernel.database import Connection, driver_errors
 from kernel.errors import (
@@ -36,22 +37,23 @@ OURS = frozenset({"limit", "next", "order", "format", "formulas", "min_position"
 
 def register(app: FastAPI) -> None:
     """Adds the routes."""
-    app.get("/api/v1/read/{projection}", tags=["read models"])(tables)
+    app.get("/api/v1/read/{projection}", response_model=ReadModel, tags=["read models"])(tables)
     app.get(
         "/api/v1/read/{projection}/{table}",
         tags=["read models"],
+        response_model=ReadRows,
         responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}},
     )(read)
 
 
 @needs(Role.VIEWER, open_in_dev=True)
-async def tables(request: Request, projection: str) -> dict[str, Any]:
+async def tables(request: Request, projection: str) -> Response:
     """The tables of a read model and their columns."""
     services = services_of(request)
     async with services.database.connection(services.settings.read_seconds) as connection:
         found = await _found(connection, services, projection)
         models = [await _model(connection, services, found, view) for view in found.views]
-    return {
+    shown = {
         "projection": projection,
         "version": found.version,
         "position": found.position,
@@ -64,6 +66,7 @@ async def tables(request: Request, projection: str) -> dict[str, Any]:
             for model in models
         ],
     }
+    return Response(orjson.dumps(shown), media_type="application/json")
 
 
 @needs(Role.VIEWER, open_in_dev=True)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Request, Response
 from pydantic import Field
 
 from admin_ui.access import caller, needs
 from admin_ui.routes.projections import Body, Limit, Next, answer, database_of
+from admin_ui.shapes import Page
 from kernel.errors import InvalidArgument
 from kernel.ids import check_uuid
 from kernel.principals import Role
 from projections import control
-from projections.replay import MAX_ENTITIES, MAX_TYPES, Selection
+from projections.replay import MAX_ENTITIES, MAX_TYPES, ReplayRow, Selection
 
 _ALL = "/api/v1/projections/{name}/replays"
 
@@ -35,10 +36,11 @@ class Order(Body):
 
 def register(app: FastAPI) -> None:
     """Adds the routes."""
-    app.post(_ALL, status_code=202, tags=["projections"])(order)
-    app.get(_ALL, tags=["projections"])(list_replays)
-    app.get(f"{_ALL}/{{replay_id}}", tags=["projections"])(get_replay)
-    app.post(f"{_ALL}/{{replay_id}}/cancel", tags=["projections"])(cancel)
+    tags: dict[str, Any] = {"tags": ["projections"]}
+    app.post(_ALL, status_code=202, response_model=ReplayRow, **tags)(order)
+    app.get(_ALL, response_model=Page[ReplayRow], **tags)(list_replays)
+    app.get(f"{_ALL}/{{replay_id}}", response_model=ReplayRow, **tags)(get_replay)
+    app.post(f"{_ALL}/{{replay_id}}/cancel", response_model=ReplayRow, **tags)(cancel)
 
 
 @needs(Role.OPERATOR)

@@ -12,6 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from admin_ui.access import caller, needs
 from admin_ui.services import services_of
+from admin_ui.shapes import WhoAmI
 from kernel import telemetry
 from kernel.errors import Unavailable
 from kernel.principals import Role
@@ -25,8 +26,8 @@ def register(app: FastAPI) -> None:
     app.get("/healthz", **text)(healthz)
     app.get("/readyz", **text)(readyz)
     app.get("/metrics", **text)(metrics)
-    app.get("/openapi.json", tags=["system"])(openapi)
-    app.get("/api/v1/whoami", tags=["system"])(whoami)
+    app.get("/openapi.json", response_model=dict[str, Any], tags=["system"])(openapi)
+    app.get("/api/v1/whoami", response_model=WhoAmI, tags=["system"])(whoami)
 
 
 @needs(VIEWER, open_in_dev=True)
@@ -64,12 +65,13 @@ async def openapi(request: Request) -> Response:
 
 
 @needs(VIEWER)
-async def whoami(request: Request) -> dict[str, Any]:
+async def whoami(request: Request) -> Response:
     """The principal of the token."""
     principal = caller(request)
-    return {
+    shown = {
         "kind": principal.kind,
         "name": principal.name,
         "role": principal.role.word,
         "grants": sorted(principal.grants),
     }
+    return Response(orjson.dumps(shown), media_type="application/json")

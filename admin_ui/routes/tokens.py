@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from admin_ui.access import caller, needs
 from admin_ui.once import WithSecret
 from admin_ui.services import services_of
+from admin_ui.shapes import MadeToken, Page, Token
 from kernel import clock
 from kernel.principals import Role, check_grants
 from kernel.token_store import TokenView
@@ -31,9 +32,10 @@ class NewToken(BaseModel):
 
 def register(app: FastAPI) -> None:
     """Adds the routes."""
-    app.get("/api/v1/tokens", tags=["tokens"])(list_tokens)
-    app.post("/api/v1/tokens", tags=["tokens"], status_code=201)(create_token)
-    app.post("/api/v1/tokens/{name}/revoke", tags=["tokens"])(revoke_token)
+    tags: dict[str, Any] = {"tags": ["tokens"]}
+    app.get("/api/v1/tokens", response_model=Page[Token], **tags)(list_tokens)
+    app.post("/api/v1/tokens", response_model=MadeToken, status_code=201, **tags)(create_token)
+    app.post("/api/v1/tokens/{name}/revoke", response_model=Token, **tags)(revoke_token)
 
 
 @needs(Role.ADMIN)
@@ -43,11 +45,12 @@ async def list_tokens(
     after: Annotated[
         str, Query(alias="next", max_length=36, description="Of the page before.")
     ] = "",
-) -> dict[str, Any]:
+) -> Response:
     """Tokens in the order they were made, also those that have ended; never their secrets."""
     tokens = await services_of(request).tokens.list(after, limit + 1)
     more = tokens[limit - 1].token_id if len(tokens) > limit else None
-    return {"rows": [shown(token) for token in tokens[:limit]], "next": more}
+    page = {"rows": [shown(token) for token in tokens[:limit]], "next": more}
+    return Response(orjson.dumps(page), media_type="application/json")
 
 
 @needs(Role.ADMIN)
