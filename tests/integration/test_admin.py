@@ -467,5 +467,5 @@ async def test_the_metrics_count_requests_by_route_and_hold_no_token(http: Asgi)
 
 def test_the_statuses_are_those_of_errors() -> None:
     assert set(http_errors.STATUSES.values()) <= {
-        400, 401, 403, 404, 409, 413, 422, 499, 500, 502, 503, 504,
+        400, 401, 403, 404, 409, 410, 413, 422, 499, 500, 502, 503, 504,
     }  # fmt: skip
