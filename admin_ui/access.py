@@ -63,6 +63,8 @@ class Route(APIRoute):
                     return await once.once(
                         services_of(request).database, principal, request, lambda: handle(request)
                     )
+                if request.method == "PUT":
+                    await request.body()
                 return await handle(request)
             except RequestValidationError as error:
                 raise explained(error) from None

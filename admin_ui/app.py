@@ -12,7 +12,7 @@ from typing import Any, cast
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from admin_ui import errors
+from admin_ui import errors, preconditions
 from admin_ui.access import Route
 from admin_ui.guard import Application, Guard
 from admin_ui.routes import groups, members, projections, read, replays, system, tokens
@@ -20,6 +20,7 @@ from admin_ui.services import AdminSettings, Gate, Queue, Services
 from kernel.database import Database
 from kernel.errors import EverstateError, InternalError, InvalidArgument, NotFound
 from kernel.token_store import Tokens
+from operations.kinds.base import Environment
 
 ROUTES = (system, tokens, members, projections, replays, groups, read)
 
@@ -50,10 +51,15 @@ def api(services: Services) -> FastAPI:
     return app
 
 
-def services(database: Database, settings: AdminSettings) -> Services:
+def services(
+    database: Database, settings: AdminSettings, environment: Environment | None = None
+) -> Services:
     """The services of a database."""
     waits = Gate(max(1, settings.limits.requests // 2))
-    return Services(database, settings, Tokens(database), waits, Queue(settings.reads))
+    queue = Queue(settings.reads)
+    return Services(
+        database, settings, Tokens(database), waits, queue, environment or Environment()
+    )
 
 
 def _response(error: EverstateError, status: int | None = None) -> Response:
@@ -83,8 +89,14 @@ async def _unforeseen(_: Request, __: Exception) -> Response:
     return _response(InternalError())
 
 
+async def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, preconditions.Refused)
+    return _response(error.error, error.status)
+
+
 _HANDLERS: dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]] = {
     EverstateError: _ours,
+    preconditions.Refused: _refused,
     HTTPException: _of_the_framework,
     Exception: _unforeseen,
 }
@@ -131,4 +143,6 @@ def _document(document: dict[str, Any]) -> dict[str, Any]:
             operation["responses"]["default"] = wrong
             if method == "post":
                 operation.setdefault("parameters", []).append(key)
+            if method == "put":
+                operation.setdefault("parameters", []).append(preconditions.PARAMETER)
     return document

@@ -70,7 +70,7 @@ class Guard:
             return
         head = scope["method"] == "HEAD"
         if head:
-            scope = {**scope, "method": "GET"}
+            scope = {**scope, "method": "GET", "everstate.head": True}
         started = False
         status = 500
 

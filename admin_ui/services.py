@@ -7,13 +7,16 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 
 from fastapi import FastAPI, Request
 
 from admin_ui.guard import Limits
+from journal.store import StoreJournal, StoreSettings
 from kernel.database import Database
 from kernel.errors import Overloaded
 from kernel.token_store import Tokens
+from operations.kinds.base import Environment
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,8 @@ class AdminSettings:
     """So many pages of read models are read at once; others queue, and give up at the deadline."""
     wait_seconds: float = 60.0
     """Nobody waits longer for a projection."""
+    watch_seconds: float = 60.0
+    """A stream of progress ends after this; who watches comes again."""
     page_bytes: int = 8_000_000
     """A page of rows ends after so many bytes, whatever its limit."""
 
@@ -82,15 +87,21 @@ class Queue:
             self._room.release()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Services:
-    """What the routes work with."""
+    """What the routes work with. ``environment``: what user code gives plans (folds)."""
 
     database: Database
     settings: AdminSettings
     tokens: Tokens
     waits: Gate
     reads: Queue
+    environment: Environment = field(default_factory=Environment)
+
+    @cached_property
+    def journal(self) -> StoreJournal:
+        """The logs, to read; nothing is appended here."""
+        return StoreJournal(self.database, StoreSettings(node="admin"))
 
 
 def services_of(request: Request) -> Services:

@@ -234,8 +234,12 @@ def _pair(token: str) -> tuple[int, int] | None:
 
 def answer(request: Request, value: object, status: int = 200) -> Response:
     """``value`` as JSON for who asks; see `plain`."""
-    body = plain(value, payload=PAYLOAD in caller(request).grants)
-    return Response(orjson.dumps(body, default=str), status, media_type="application/json")
+    return Response(written(request, value), status, media_type="application/json")
+
+
+def written(request: Request, value: object) -> bytes:
+    """``value`` as JSON for who asks; see `plain`."""
+    return orjson.dumps(plain(value, payload=PAYLOAD in caller(request).grants), default=str)
 
 
 def plain(value: Any, *, payload: bool = False) -> Any:
