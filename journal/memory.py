@@ -47,6 +47,7 @@ from journal.preparation import (
 )
 from journal.queries import (
     check_chunk_size,
+    check_floor,
     check_from_position,
     check_list,
     check_load,
@@ -74,6 +75,8 @@ from kernel.errors import (
 )
 
 BATCH = 1_000
+_FIRST_US = -62_135_596_800_000_000
+"""The begin of the year 1."""
 CHUNKS_AHEAD = 2
 
 Name = tuple[str, str]
@@ -87,6 +90,32 @@ class _Receipt(NamedTuple):
     result: Appended
 
 
+class TypeRules(NamedTuple):
+    """What of an entity type's settings (`snapshots.model.TypeSettings`) the journal goes by."""
+
+    needs_full_replay: bool = False
+    snapshot_types: tuple[str, ...] = ()
+    snapshot_every: int = 0
+
+    def uses(self, snapshot_type: str) -> bool:
+        """Whether loads use snapshots of this type."""
+        return not self.needs_full_replay and (
+            not self.snapshot_types or snapshot_type in self.snapshot_types
+        )
+
+
+@dataclass(slots=True)
+class StoredSnapshot:
+    """A snapshot and what is known of it; ``source``: 0 the entity's owner, 1 a fold."""
+
+    snapshot: Snapshot
+    position: int
+    event_at_us: int
+    source: int = 0
+    verified_at_us: int = 0
+    removed: bool = False
+
+
 @dataclass(slots=True)
 class _Log:
     """A log. ``events[p - 1]`` is the event at position p."""
@@ -95,7 +124,10 @@ class _Log:
     chunk_size: int
     events: list[Event] = field(default_factory=list)
     entities: dict[Name, list[Event]] = field(default_factory=dict)
-    snapshots: dict[Name, list[Snapshot]] = field(default_factory=dict)
+    snapshots: dict[Name, dict[int, StoredSnapshot]] = field(default_factory=dict)
+    """By sequence number."""
+    floors: dict[Name, int] = field(default_factory=dict)
+    """Of entities that are compacted."""
     states: dict[Name, str] = field(default_factory=dict)
     """Of entities that are not active."""
     receipts: dict[str, _Receipt] = field(default_factory=dict)
@@ -111,22 +143,31 @@ class _Log:
         events = self.entities.get(name)
         return events[-1].sequence if events else 0
 
-    def entity(self, name: Name) -> Entity:
+    def usable(self, name: Name, rules: TypeRules, to: int) -> Snapshot | None:
+        """The newest snapshot, of at most this sequence number, that loads use."""
+        found = [
+            stored.snapshot
+            for sequence, stored in self.snapshots.get(name, {}).items()
+            if sequence <= to and not stored.removed and rules.uses(stored.snapshot.type)
+        ]
+        return max(found, key=lambda snapshot: snapshot.sequence, default=None)
+
+    def entity(self, name: Name, rules: TypeRules) -> Entity:
         events = self.entities.get(name)
         if not events:
             raise EntityNotFound(*name)
-        snapshots = self.snapshots.get(name)
+        newest = self.usable(name, rules, events[-1].sequence)
         return Entity(
             entity_type=name[0],
             entity_id=name[1],
             sequence=events[-1].sequence,
-            floor=events[0].sequence,
+            floor=self.floors.get(name, events[0].sequence),
             state=self.states.get(name, "active"),
             event_count=len(events),
             first_position=events[0].position,
             last_position=events[-1].position,
             slice=events[0].slice,
-            snapshot_sequence=snapshots[-1].sequence if snapshots else 0,
+            snapshot_sequence=newest.sequence if newest else 0,
         )
 
 
@@ -146,6 +187,7 @@ class MemoryJournal:
     ) -> None:
         self._preparer = Preparer(limits, append_id_window)
         self._now_us = now_us
+        self._rules: dict[str, TypeRules] = {}
         self._logs = {name: _Log(name, DEFAULT_CHUNK_SIZE) for name in (DEFAULT_LOG, SYSTEM_LOG)}
 
     def _log(self, name: str) -> _Log:
@@ -179,10 +221,38 @@ class MemoryJournal:
 
     def set_entity_state(self, log: str, name: Name, state: str) -> None:
         """Makes an entity ``active``, ``deleted`` or ``tombstoned``, as operations do."""
-        self._log(log).entity(name)
+        self.entity(log, name)
         self._log(log).states[name] = state
         if state == "active":
             del self._log(log).states[name]
+
+    def set_floor(self, log: str, name: Name, floor: int) -> None:
+        """Moves an entity's floor, as compaction and its undo do (then: its first sequence)."""
+        self.entity(log, name)
+        self._log(log).floors[name] = floor
+
+    def set_rules(self, entity_type: str, rules: TypeRules) -> None:
+        """What is set for an entity type from now on."""
+        self._rules[entity_type] = rules
+
+    def entity(self, log: str, name: Name) -> Entity:
+        """`get_entity`, at once."""
+        return self._log(log).entity(name, self._rules.get(name[0], TypeRules()))
+
+    def snapshots(self, log: str, name: Name) -> dict[int, StoredSnapshot]:
+        """The snapshots of an entity by sequence number, removed ones too: to look at and change.
+
+        Raises:
+            EntityNotFound: it never had an event.
+
+        """
+        self.entity(log, name)
+        return self._log(log).snapshots.setdefault(name, {})
+
+    def event(self, log: str, name: Name, sequence: int) -> Event:
+        """An event of an entity, below its floor too."""
+        events = self._log(log).entities[name]
+        return events[sequence - events[0].sequence]
 
     def _write(self, log: _Log, prepared: PreparedAppend) -> Appended:
         at = max(self._now_us(), log.events[-1].recorded_at_us if log.events else 0)
@@ -216,8 +286,11 @@ class MemoryJournal:
             history.append(event)
         for number, snapshot_type, content_type, payload in prepared.snapshots:
             name = prepared.members[number][:2]
-            log.snapshots.setdefault(name, []).append(
-                Snapshot(log.last_sequence(name), snapshot_type, content_type, payload, at)
+            newest = log.entities[name][-1]
+            log.snapshots.setdefault(name, {})[newest.sequence] = StoredSnapshot(
+                Snapshot(newest.sequence, snapshot_type, content_type, payload, at),
+                newest.position,
+                event_time_us(newest),
             )
         log.appended.set()
         result = Appended(first_position, log.head, at, _entities(prepared, firsts))
@@ -235,14 +308,13 @@ class MemoryJournal:
         check_entity("", *name, self._preparer.limits)
         check_load(query)
         there = self._log(log)
-        entity = there.entity(name)
+        entity = self.entity(log, name)
         after, to = query.after_sequence, query.to_sequence or entity.sequence
         snapshot = None
         if not query.ignore_snapshot and not after:
-            usable = [s for s in there.snapshots.get(name, ()) if s.sequence <= to]
-            if usable:
-                snapshot = usable[-1]
-                after = snapshot.sequence
+            snapshot = there.usable(name, self._rules.get(name[0], TypeRules()), to)
+            after = snapshot.sequence if snapshot else 0
+        check_floor(entity, after, to)
         events = [e for e in there.entities[name] if after < e.sequence <= to]
         yield EntityPart(entity, snapshot, events[:BATCH])
         for start in range(BATCH, len(events), BATCH):
@@ -313,7 +385,7 @@ class MemoryJournal:
     ) -> Entity:
         """See `journal.journal.Journal.get_entity`."""
         check_entity("", entity_type, entity_id, self._preparer.limits)
-        return self._log(log).entity((entity_type, entity_id))
+        return self.entity(log, (entity_type, entity_id))
 
     async def list_entities(
         self,
@@ -337,7 +409,7 @@ class MemoryJournal:
             and name[1].startswith(id_prefix)
             and (after is None or name > (kind, after))
         )
-        page = tuple(map(there.entity, names[:size]))
+        page = tuple(self.entity(log, name) for name in names[:size])
         return EntityPage(page, _token_after(page) if len(names) > size else "")
 
     # Logs
@@ -462,6 +534,11 @@ def _entities(prepared: PreparedAppend, firsts: Sequence[int]) -> tuple[Appended
         AppendedEntity(first, first + member[5] - 1)
         for member, first in zip(prepared.members, firsts, strict=True)
     )
+
+
+def event_time_us(event: Event) -> int:
+    """When it happened: the time that its writer gave (from the year 1 on), or it was recorded."""
+    return max(event.client_time_us, _FIRST_US) if event.client_time_us else event.recorded_at_us
 
 
 def _matches(event: Event, query: ReadQuery) -> bool:

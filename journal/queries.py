@@ -8,10 +8,10 @@ from typing import Final
 
 import orjson
 
-from journal.model import FROM_NOW, LoadQuery, ReadQuery, SubscribeQuery
+from journal.model import FROM_NOW, Entity, LoadQuery, ReadQuery, SubscribeQuery
 from journal.preparation import MODE_EXISTS, MemberRow, check_text
 from kernel import clock
-from kernel.errors import InvalidArgument, OutOfRange
+from kernel.errors import Compacted, InvalidArgument, OutOfRange
 from kernel.ids import SLICES
 
 MAX_PAGE: Final = 1_000
@@ -74,6 +74,22 @@ def check_load(query: LoadQuery) -> None:
         value = getattr(query, name)
         if not 0 <= value < 2**63:
             raise InvalidArgument(name, f"{value} is not within 0..{2**63 - 1}")
+
+
+def first_sequence(entity: Entity) -> int:
+    """The sequence number of an entity's first event ever, compacted away or not."""
+    return entity.sequence - entity.event_count + 1
+
+
+def check_floor(entity: Entity, after: int, to: int) -> None:
+    """Refuses to load events of ``after`` < sequence ≤ ``to`` that lie below the floor.
+
+    Raises:
+        Compacted: there are such events.
+
+    """
+    if max(after + 1, first_sequence(entity)) <= min(to, entity.floor - 1):
+        raise Compacted(entity.entity_type, entity.entity_id, entity.floor)
 
 
 def check_time(time_us: int) -> None:

@@ -12,23 +12,26 @@ from typing import Any, Protocol
 from journal.dictionary import Dictionary
 from journal.model import Entity, EntityPage, LoadQuery, ReadQuery, Snapshot
 from journal.queries import (
+    check_floor,
     check_from_position,
     check_list,
     check_load,
     check_page_size,
     check_read,
     check_time,
+    first_sequence,
     page_token,
 )
 from journal.rows import EventRow, RowBatch
 from kernel import clock, sql
 from kernel.database import Database
-from kernel.errors import DeadlineExceeded, EntityNotFound
+from kernel.errors import CorruptLog, DeadlineExceeded, EntityNotFound
 
 BATCH_ROWS = 1_000
 BATCH_BYTES = 160 * 1024
 """Payload bytes after which a batch ends; the event that crosses it is its last."""
 
+_LAST = 2**63 - 1
 _FILTER_WINDOW, _MAX_FILTER_WINDOW = 4_000, 64_000
 _STATES = {0: "active", 1: "deleted", 2: "tombstoned"}
 
@@ -180,28 +183,57 @@ class Reader:
         return _entity(entity_type, entity_id, rows[0]), rows[0]["entity_key"]
 
     async def load(
-        self, logs: Logs, log: str, query: LoadQuery, timeout: float | None
+        self,
+        logs: Logs,
+        log: str,
+        query: LoadQuery,
+        timeout: float | None,
+        *,
+        below_floor: bool = False,
     ) -> AsyncIterator[LoadedRows]:
-        """The entity, its snapshot, its events after it."""
+        """The entity, its snapshot, its events after it.
+
+        ``below_floor``: events below the floor are sent as long as they are stored, and whoever asks
+        minds that there may be none of them. Without it the events are whole, or the load fails.
+
+        Raises:
+            EntityNotFound: it never had an event.
+            Compacted: the load needs events below the entity's floor.
+
+        """
         left = _Clock(timeout)
         check_load(query)
         log_id = (await logs.open_log(log, left())).log_id
-        entity, key = await self.entity(log_id, query.entity_type, query.entity_id, left())
+        name = (query.entity_type, query.entity_id)
+        after, snapshot, position = query.after_sequence, None, 0
+        if query.ignore_snapshot or after:
+            entity, key = await self.entity(log_id, *name, left())
+        else:
+            # Head, floor and snapshot of one moment: neither a compaction nor a prune comes between.
+            to = query.to_sequence or _LAST
+            found = await self._fetch("load_entity", log_id, *name, to, timeout=left())
+            if not found:
+                raise EntityNotFound(*name)
+            entity, key = _entity(*name, found[0]), found[0]["entity_key"]
+            after, kind, content_type, payload, at, position = found[0][9:15]
+            if after:
+                snapshot = Snapshot(after, kind, content_type, payload, clock.to_us(at))
+            else:
+                after = 0
         to = min(query.to_sequence or entity.sequence, entity.sequence)
-        snapshot = None
-        after = query.after_sequence
-        if entity.snapshot_sequence and not query.ignore_snapshot and not after:
-            found = await self._fetch("snapshot", log_id, key, to, timeout=left())
-            if found:
-                seq, kind, content_type, payload, at = found[0]
-                snapshot = Snapshot(seq, kind, content_type, payload, clock.to_us(at))
-                after = seq
+        if not below_floor:
+            check_floor(entity, after, to)
         part = LoadedRows(entity, snapshot, [])
+        # What a snapshot covers lies before its position: fewer chunks to look into.
+        low = max(entity.first_position, (position or 0) + 1)
+        after = max(after, first_sequence(entity) - 1)
         while after < to:
             rows: list[EventRow] = await self._fetch(
-                "load_events", log_id, key, after, to, entity.first_position, entity.last_position,
+                "load_events", log_id, key, after, to, low, entity.last_position,
                 BATCH_ROWS, BATCH_BYTES, timeout=left(),
             )  # fmt: skip
+            if not below_floor and (not rows or rows[-1][1] - after != len(rows)):
+                await self._explain_gap(log_id, name, after, to, left())
             if not rows:
                 break
             await self._names.learn_rows(rows, left())
@@ -211,6 +243,14 @@ class Reader:
             part = LoadedRows(None, None, [])
         if part.entity is not None:
             yield part
+
+    async def _explain_gap(
+        self, log_id: int, name: tuple[str, str], after: int, to: int, timeout: float | None
+    ) -> None:
+        """Why events are missing that were there when the load began; nothing partial is sent."""
+        entity, _ = await self.entity(log_id, *name, timeout)
+        check_floor(entity, after, to)
+        raise CorruptLog(f"{name[0]}/{name[1]}: events after {after} are missing")
 
     async def list_entities(
         self,

@@ -325,11 +325,11 @@ class StoreJournal:
     # Reads
 
     def load_rows(
-        self, log: str, query: LoadQuery, timeout: float | None
+        self, log: str, query: LoadQuery, timeout: float | None, *, below_floor: bool = False
     ) -> AsyncIterator[LoadedRows]:
-        """`load`, with events as rows."""
+        """`load`, with events as rows. ``below_floor``: see `journal.reader.Reader.load`."""
         check_entity("", query.entity_type, query.entity_id, self.settings.limits)
-        return self.reader.load(self, log, query, timeout)
+        return self.reader.load(self, log, query, timeout, below_floor=below_floor)
 
     def read_rows(
         self, log: str, query: ReadQuery, timeout: float | None

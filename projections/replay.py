@@ -256,7 +256,7 @@ class Source(Protocol):
     """Where entities and their events come from: a `journal.store.StoreJournal`."""
 
     def load_rows(
-        self, log: str, query: LoadQuery, timeout: float | None
+        self, log: str, query: LoadQuery, timeout: float | None, *, below_floor: bool = False
     ) -> AsyncIterator[LoadedRows]: ...
 
     def read_rows(
@@ -448,7 +448,8 @@ class SegmentReplay:
         """The entity's handled events up to a position, some at a time."""
         handled = set(self._applier.stored_types)
         query = LoadQuery(item.entity_type, item.entity_id, ignore_snapshot=True)
-        parts = self._source.load_rows(self._log, query, _SECONDS)
+        # Floors are of loads: a projection has, and makes again, what is in the log (ADR 0014).
+        parts = self._source.load_rows(self._log, query, _SECONDS, below_floor=True)
         try:
             async for part in parts:
                 yield [

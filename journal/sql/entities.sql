@@ -4,11 +4,14 @@
 SELECT e.entity_id, e.entity_key, e.last_seq, e.event_count, e.first_position, e.last_position,
   e.state, e.slice, coalesce(m.floor, e.last_seq - e.event_count + 1) AS floor, s.seq AS snapshot_seq
 FROM everstate.entities e
+JOIN everstate.entity_types t ON t.type_id = e.type_id
 LEFT JOIN everstate.entity_marks m ON m.log_id = e.log_id AND m.entity_key = e.entity_key
 LEFT JOIN LATERAL (
   SELECT x.seq FROM everstate.snapshots x
-  WHERE x.log_id = e.log_id AND x.entity_key = e.entity_key ORDER BY x.seq DESC LIMIT 1) s ON true
-WHERE e.log_id = $1 AND e.type_id = (SELECT t.type_id FROM everstate.entity_types t WHERE t.name = $2)
+  WHERE x.log_id = e.log_id AND x.entity_key = e.entity_key AND x.removed_at IS NULL
+    AND everstate.snapshot_is_usable_v1(t.settings, x.type)
+  ORDER BY x.seq DESC LIMIT 1) s ON true
+WHERE e.log_id = $1 AND e.type_id = (SELECT k.type_id FROM everstate.entity_types k WHERE k.name = $2)
   AND e.entity_id >= $3 AND ($4::text IS NULL OR e.entity_id < $4::text)
   AND (NOT $5::bool OR e.entity_id > $3)
 ORDER BY e.entity_id LIMIT $6

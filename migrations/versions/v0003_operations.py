@@ -12,6 +12,7 @@ depends_on = None
 SCRIPTS = (
     "0003_snapshots",
     "event_time_v1",
+    "snapshot_is_usable_v1",
     "append_batch_v3",
     "0003_operations",
     "set_entity_states_v1",

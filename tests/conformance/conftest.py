@@ -12,13 +12,13 @@ from functools import partial
 import pytest
 from pytest_postgresql.janitor import DatabaseJanitor
 
-from journal.memory import MemoryJournal
+from journal.memory import MemoryJournal, TypeRules
 from journal.store import StoreJournal, StoreSettings
 from kernel import clock
 from kernel.database import Database, DatabaseSettings
 from sidecar_api.client import Client
 from sidecar_api.server import NodeServer, ServerSettings
-from tests.conformance.subject import Subject, set_state_in
+from tests.conformance.subject import Subject, set_floor_in, set_state_in, set_type_in
 
 KINDS = ["memory", "store-18", "client-18", "store-15"]
 PARAMS = [
@@ -72,20 +72,31 @@ async def implementation(place: Place) -> AsyncIterator[Subject]:
         async def set_state(log: str, name: tuple[str, str], state: str) -> None:
             memory.set_entity_state(log, name, state)
 
-        yield Subject("memory", memory, "", states=set_state)
+        async def set_floor(log: str, name: tuple[str, str], floor: int) -> None:
+            memory.set_floor(log, name, floor)
+
+        async def set_type(kind: str, rules: TypeRules) -> None:
+            memory.set_rules(kind, rules)
+
+        yield Subject("memory", memory, "", "", set_state, set_floor, set_type)
         return
     database = await Database.open(DatabaseSettings(place.url))
     store = StoreJournal(database, StoreSettings(node="conformance"))
     await store.start()
+    inside = (
+        partial(set_state_in, store),
+        partial(set_floor_in, store),
+        partial(set_type_in, store),
+    )
     try:
         if place.kind == "store":
-            yield Subject("store", store, "", states=partial(set_state_in, store))
+            yield Subject("store", store, "", "", *inside)
             return
         node = NodeServer(store, ServerSettings(port=0, drain=timedelta(seconds=2)))
         await node.start()
         address = f"127.0.0.1:{node.port}"
         async with Client(f"everstate://{address}") as client:
-            yield Subject("client", client, "", address, partial(set_state_in, store))
+            yield Subject("client", client, "", address, *inside)
         await node.stop()
     finally:
         await store.close()

@@ -7,7 +7,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from journal.journal import Journal
+from journal.memory import TypeRules
 from journal.model import (
     ANY,
     Append,
@@ -31,6 +34,8 @@ from sidecar_api.client.messages import to_event
 
 TYPE = "cart"
 SetState = Callable[[str, tuple[str, str], str], Awaitable[None]]
+SetFloor = Callable[[str, tuple[str, str], int], Awaitable[None]]
+SetType = Callable[[str, TypeRules], Awaitable[None]]
 DAY_US = 86_400_000_000
 
 
@@ -79,6 +84,34 @@ async def set_state_in(store: StoreJournal, log: str, name: tuple[str, str], sta
     assert len(rows) == 1
 
 
+async def set_floor_in(store: StoreJournal, log: str, name: tuple[str, str], floor: int) -> None:
+    """Moves the floor of an entity in a store, as compaction does (its guards are elsewhere)."""
+    opened = await store.open_log(log)
+    rows = await store.database.fetch(
+        """INSERT INTO everstate.entity_marks (log_id, entity_key, floor, floor_position, snapshot_seq)
+        SELECT e.log_id, e.entity_key, $4, coalesce(v.position, 0), nullif($4 - 1, 0)
+        FROM everstate.entities e JOIN everstate.entity_types t USING (type_id)
+        LEFT JOIN everstate.events v ON v.log_id = e.log_id AND v.entity_key = e.entity_key
+          AND v.seq = $4 - 1
+        WHERE e.log_id = $1 AND t.name = $2 AND e.entity_id = $3
+        ON CONFLICT (log_id, entity_key) DO UPDATE SET floor = excluded.floor,
+          floor_position = excluded.floor_position, snapshot_seq = excluded.snapshot_seq
+        RETURNING floor""",
+        opened.log_id, *name, floor,
+    )  # fmt: skip
+    assert len(rows) == 1
+
+
+async def set_type_in(store: StoreJournal, entity_type: str, rules: TypeRules) -> None:
+    """Sets an entity type in a database."""
+    settings = {k: v for k, v in rules._asdict().items() if v}
+    await store.names.ensure_entity_types([entity_type], 5)
+    await store.database.fetch(
+        "UPDATE everstate.entity_types SET settings = $2, version = version + 1 WHERE name = $1",
+        entity_type, orjson.dumps(settings).decode(),
+    )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Subject:
     """``kind``: memory, store or client. ``address`` is the node's, for the client."""
@@ -88,6 +121,18 @@ class Subject:
     log: str
     address: str = ""
     states: SetState | None = None
+    floors: SetFloor | None = None
+    types: SetType | None = None
+
+    async def set_floor(self, name: str, floor: int, *, kind: str = TYPE) -> None:
+        """As compaction does it, and its undo."""
+        assert self.floors is not None
+        await self.floors(self.log, (kind, name), floor)
+
+    async def set_type(self, kind: str, rules: TypeRules) -> None:
+        """Sets what the journal goes by; other tests have other types."""
+        assert self.types is not None
+        await self.types(kind, rules)
 
     async def set_state(self, name: str, state: str, *, kind: str = TYPE) -> None:
         """As an operation does it; there is no call of the journal for it."""

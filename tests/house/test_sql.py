@@ -108,7 +108,9 @@ HOT = [
     Hot("verify_batches", (LOG, 100, 200), "batches_pkey", on="batches"),
     Hot("verify_entity_count", (LOG, 100), "batches_pkey", on="batches"),
     Hot("position_at", (LOG, AT), "batches_recorded_at", on="batches"),
-    Hot("snapshot", (LOG, 7, 25), r"^snapshots_\d_pkey", on="snapshots"),
+    Hot("load_entity", (LOG, "kind1", "e7", 25), r"^snapshots_\d_pkey", on="snapshots"),
+    Hot("load_entity", (LOG, "kind1", "e7", 25), r"^entities_\d_pkey", on="entities"),
+    Hot("entity", (LOG, "kind1", "e7"), r"^snapshots_\d_pkey", on="snapshots"),
     Hot("entity", (LOG, "kind1", "e7"), r"^entities_\d_pkey", on="entities"),
     Hot("entities", (LOG, "kind1", "e1", "e2", False, 10), r"^entities_\d_pkey", on="entities"),
 ]
