@@ -1229,6 +1229,18 @@ RETURNS timestamptz LANGUAGE sql STABLE AS $$
     ELSE p_recorded_at END
 $$;
 
+-- == 0003: snapshot_is_usable_v1
+
+-- Whether loads of entities of a type use snapshots of a type of snapshots, by the settings of the
+-- entity type (snapshots/model.py). Removed snapshots are nobody's; that is not asked here.
+-- One expression without settings of its own, so that the planner puts it in the place of the call.
+CREATE FUNCTION everstate.snapshot_is_usable_v1(p_settings jsonb, p_type text)
+RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
+  SELECT p_settings = '{}'
+    OR NOT coalesce((p_settings ->> 'needs_full_replay')::boolean, false)
+      AND (coalesce(p_settings -> 'snapshot_types', '[]') = '[]' OR p_settings -> 'snapshot_types' ? p_type)
+$$;
+
 -- == 0003: append_batch_v3
 
 -- Appends a batch: many independent appends, each to one or several entities, in one commit.
