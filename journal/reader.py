@@ -193,7 +193,7 @@ class Reader:
     ) -> AsyncIterator[LoadedRows]:
         """The entity, its snapshot, its events after it.
 
-        ``below_floor``: events below the floor are sent as long as they are stored, and whoever asks
+        ``below_floor``: events below the floor are sent as long as they are stored; whoever asks
         minds that there may be none of them. Without it the events are whole, or the load fails.
 
         Raises:
@@ -209,7 +209,7 @@ class Reader:
         if query.ignore_snapshot or after:
             entity, key = await self.entity(log_id, *name, left())
         else:
-            # Head, floor and snapshot of one moment: neither a compaction nor a prune comes between.
+            # Head, floor and snapshot of one moment: no compaction and no prune comes between.
             to = query.to_sequence or _LAST
             found = await self._fetch("load_entity", log_id, *name, to, timeout=left())
             if not found:

@@ -88,7 +88,8 @@ async def set_floor_in(store: StoreJournal, log: str, name: tuple[str, str], flo
     """Moves the floor of an entity in a store, as compaction does (its guards are elsewhere)."""
     opened = await store.open_log(log)
     rows = await store.database.fetch(
-        """INSERT INTO everstate.entity_marks (log_id, entity_key, floor, floor_position, snapshot_seq)
+        """INSERT INTO everstate.entity_marks
+          (log_id, entity_key, floor, floor_position, snapshot_seq)
         SELECT e.log_id, e.entity_key, $4, coalesce(v.position, 0), nullif($4 - 1, 0)
         FROM everstate.entities e JOIN everstate.entity_types t USING (type_id)
         LEFT JOIN everstate.events v ON v.log_id = e.log_id AND v.entity_key = e.entity_key
