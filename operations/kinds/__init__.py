@@ -6,9 +6,18 @@ from collections.abc import Mapping
 
 from kernel.errors import InvalidArgument
 from operations.kinds.base import EntityKind, TaskKind
+from operations.kinds.holds import Hold, Release
+from operations.kinds.states import SoftDelete, Tombstone, Undelete
 
-KINDS: Mapping[str, EntityKind | TaskKind] = {}
-"""Every kind there is, by name; a module adds itself here by one line."""
+_ALL: tuple[EntityKind | TaskKind, ...] = (
+    Hold(),
+    Release(),
+    SoftDelete(),
+    Tombstone(),
+    Undelete(),
+)
+KINDS: Mapping[str, EntityKind | TaskKind] = {kind.name: kind for kind in _ALL}
+"""Every kind there is, by name; a module adds itself above by one line."""
 
 
 def kind_named(name: str) -> EntityKind | TaskKind:

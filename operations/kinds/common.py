@@ -1,0 +1,82 @@
+"""What the kinds share: reading parameters, and words for their sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from kernel.errors import InternalError, InvalidArgument
+from operations.kinds.base import Context
+from operations.model import OperationRow, PlanBody
+
+ID_PREFIX = "op-"
+_TYPES_NAMED = 3
+
+
+def only(given: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any]:
+    """``given`` when it has no parameter but these.
+
+    Raises:
+        InvalidArgument: it has; names it, and those there are.
+
+    """
+    for name in given:
+        if name not in names:
+            known = f"one of {', '.join(names)}" if names else "any: this kind takes none"
+            raise InvalidArgument(f"parameters.{name:.60}", f"is not {known}")
+    return given
+
+
+def flag(given: Mapping[str, Any], name: str) -> bool:
+    """A parameter that is true or false; false when it is not given. Raises `InvalidArgument`."""
+    value = given.get(name, False)
+    if not isinstance(value, bool):
+        raise InvalidArgument(f"parameters.{name}", "is not true or false")
+    return value
+
+
+def number(given: Mapping[str, Any], name: str, low: int, high: int) -> int | None:
+    """A whole number within the limits; None: it is not given. Raises `InvalidArgument`."""
+    value = given.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidArgument(f"parameters.{name}", "is not a whole number")
+    if not low <= value <= high:
+        raise InvalidArgument(f"parameters.{name}", f"{value} is not within {low}..{high}")
+    return value
+
+
+def running(context: Context) -> OperationRow:
+    """The operation that is run."""
+    if context.operation is None:
+        raise InternalError("a step of an operation without the operation")
+    return context.operation
+
+
+def uuid_of(operation: OperationRow) -> str:
+    """The UUID inside an operation's id."""
+    return operation.id.removeprefix(ID_PREFIX)
+
+
+def count(number_: int, one: str, many: str) -> str:
+    """``1 entity``, ``12,400 entities``."""
+    return f"{number_:,} {one if number_ == 1 else many}"
+
+
+def entities(body: PlanBody, context: Context) -> str:
+    """What a plan acts on: ``12 entities of type cart``."""
+    types = _types(context)
+    of = f" of type {', '.join(types)}" if 0 < len(types) <= _TYPES_NAMED else ""
+    return f"{count(body.items, 'entity', 'entities')}{of}"
+
+
+def them(body: PlanBody) -> str:
+    """``it`` or ``them``."""
+    return "it" if body.items == 1 else "them"
+
+
+def _types(context: Context) -> list[str]:
+    selection = context.selection
+    chosen: Iterable[str] = selection.types or (kind for kind, _ in selection.entities)
+    return sorted(set(chosen))

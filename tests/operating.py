@@ -1,0 +1,263 @@
+"""What tests of the kinds share: an operation's steps, taken by hand, without the engine."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import orjson
+
+from journal.model import ANY, Append, EntityAppend, NewEvent
+from journal.store import StoreJournal
+from kernel.database import Connection, Database
+from kernel.ids import new_id
+from operations.kinds import kind_named
+from operations.kinds.base import Candidate, Context, EntityKind, Environment, TaskKind
+from operations.model import (
+    Item,
+    ItemState,
+    OperationRow,
+    Outcome,
+    PlanBody,
+    Planned,
+    Selection,
+    State,
+)
+
+DEFAULT = Selection()
+
+CANDIDATES = """
+SELECT e.entity_key, t.name AS entity_type, e.type_id AS entity_type_id, e.entity_id, e.slice,
+  e.state, e.last_seq AS sequence, e.event_count, e.first_position, e.last_position,
+  coalesce(m.floor, 1) AS floor, coalesce(m.floor_position, 0) AS floor_position,
+  coalesce(m.snapshot_seq, 0) AS floor_snapshot, coalesce(m.held, false) AS held, 0 AS snapshot
+FROM everstate.entities e
+JOIN everstate.entity_types t ON t.type_id = e.type_id
+LEFT JOIN everstate.entity_marks m ON m.log_id = e.log_id AND m.entity_key = e.entity_key
+WHERE e.log_id = $1 AND ($2::text[] IS NULL OR e.entity_id = ANY ($2)) ORDER BY e.entity_key
+"""
+
+
+def operation_row(kind: str, **fields: Any) -> OperationRow:
+    """An operation that runs."""
+    now = datetime.now(UTC)
+    given: dict[str, Any] = {
+        "id": f"op-{new_id()}", "kind": kind, "state": State.RUNNING, "wish": "",
+        "log": "default", "target": "", "selection": {}, "parameters": {}, "plan": {},
+        "digest": "", "head": 0, "items": 0, "planned_by": "ann", "planned_at": now,
+        "expires_at": now, "applied_by": "bob", "applied_at": now, "reason": "because",
+        "seconded_by": None, "seconded_at": None, "started_at": now, "finished_at": None,
+        "undo_until": None, "undone_by": None, "undo_reason": None, "rate": None, "cursor": 0,
+        "done": 0, "skipped": 0, "failed": 0, "undone": 0, "events": 0, "bytes": 0, "waits": "",
+        "note": {}, "error": None, "updated_at": now,
+    }  # fmt: skip
+    return OperationRow(**given | fields)
+
+
+class _Killed(Exception):
+    pass
+
+
+@dataclass
+class Operation:
+    """An operation on entities, from its plan to its undo. ``steps``: items a transaction."""
+
+    kind: Any
+    context: Context
+    items: list[Item] = field(default_factory=list)
+    excluded: dict[str, str] = field(default_factory=dict)
+    steps: int = 0
+
+    @property
+    def row(self) -> OperationRow:
+        assert self.context.operation is not None
+        return self.context.operation
+
+    @property
+    def sentence(self) -> str:
+        """What the plan says."""
+        said: str = self.kind.describe(PlanBody(items=len(self.items)), self.context)
+        return said
+
+    def said(self) -> dict[str, tuple[str, str]]:
+        """Entity → state and reason."""
+        return {item.entity_id: (item.state.name, item.reason) for item in self.items}
+
+    async def step(self, connection: Connection, items: Sequence[Item]) -> Sequence[Outcome]:
+        """One step, in the connection's transaction."""
+        prepared = await self.kind.prepare(items, self.context)
+        outcomes: Sequence[Outcome] = await self.kind.apply(
+            connection, items, prepared, self.context
+        )
+        return outcomes
+
+    async def killed(self) -> None:
+        """A step whose transaction is rolled back before it commits."""
+        with contextlib.suppress(_Killed):
+            async with self._tx() as connection:
+                await self.step(connection, self.items)
+                raise _Killed
+
+    async def apply(self) -> dict[str, tuple[str, str]]:
+        """All steps."""
+        size = self.steps or self.kind.step_items
+        planned = [item for item in self.items if item.state is ItemState.PLANNED]
+        for at in range(0, len(planned), size):
+            async with self._tx() as connection:
+                self._settle(await self.step(connection, planned[at : at + size]))
+        return self.said()
+
+    async def undo(self) -> dict[str, tuple[str, str]]:
+        """All steps back."""
+        done = [item for item in reversed(self.items) if item.state is ItemState.DONE]
+        size = self.steps or self.kind.step_items
+        for at in range(0, len(done), size):
+            async with self._tx() as connection:
+                part = done[at : at + size]
+                self._settle(await self.kind.undo(connection, part, self.context))
+        return self.said()
+
+    def _tx(self) -> Any:
+        return transaction(self.context.database)
+
+    def _settle(self, outcomes: Sequence[Outcome]) -> None:
+        by_no = {item.no: item for item in self.items}
+        for outcome in outcomes:
+            item = by_no[outcome.no]
+            item.state, item.reason = outcome.state, outcome.reason
+            if outcome.before is not None:  # as it comes back from the table
+                item.before = orjson.loads(orjson.dumps(outcome.before))
+
+
+class transaction:  # noqa: N801 - reads as a function
+    """A transaction on a connection of its own."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def __aenter__(self) -> Connection:
+        self._connecting = self._database.connection(writing=True)
+        self._connection = await self._connecting.__aenter__()
+        self._transaction = self._connection.transaction()
+        await self._transaction.__aenter__()
+        return self._connection
+
+    async def __aexit__(self, *error: object) -> None:
+        try:
+            await self._transaction.__aexit__(*error)
+        finally:
+            await self._connecting.__aexit__(*error)
+
+
+async def context_of(
+    journal: StoreJournal,
+    kind: EntityKind | TaskKind,
+    parameters: Mapping[str, Any],
+    selection: Selection = DEFAULT,
+    **row: Any,
+) -> Context:
+    """A context by hand."""
+    log = await journal.get_log(selection.log)
+    opened = await journal.open_log(selection.log)
+    return Context(
+        database=journal.database, journal=journal, log=selection.log, log_id=opened.log_id,
+        head=log.head, selection=selection, parameters=kind.parameters(parameters), settings={},
+        needs=(), environment=Environment(),
+        operation=operation_row(kind.name, log=selection.log, parameters=parameters, **row),
+    )  # fmt: skip
+
+
+async def candidates(context: Context, ids: Sequence[str] | None = None) -> list[Candidate]:
+    """The entities of a log, or some of them."""
+    rows = await context.database.fetch(CANDIDATES, context.log_id, ids)
+    return [Candidate(**row) for row in rows]
+
+
+async def plan(
+    journal: StoreJournal,
+    kind: str,
+    ids: Sequence[str] | None = None,
+    *,
+    steps: int = 0,
+    row: Mapping[str, Any] | None = None,
+    **parameters: Any,
+) -> Operation:
+    """Plans an operation on the entities of the log ``default`` with these ids; None: all."""
+    of: Any = kind_named(kind)
+    context = await context_of(journal, of, parameters, **(row or {}))
+    made = Operation(of, context, steps=steps)
+    page = await candidates(context, ids)
+    for candidate, verdict in zip(page, await of.judge(page, context), strict=True):
+        if isinstance(verdict, Planned):
+            made.items.append(
+                Item(
+                    len(made.items) + 1, candidate.entity_key, candidate.entity_type,
+                    candidate.entity_type_id, candidate.entity_id, candidate.sequence,
+                    verdict.target, verdict.position, verdict.events, verdict.bytes,
+                )
+            )  # fmt: skip
+        else:
+            made.excluded[candidate.entity_id] = verdict.reason
+    return made
+
+
+async def put(journal: StoreJournal, *ids: str, events: int = 1, kind: str = "cart") -> None:
+    """Appends events to entities, a thousand entities in an append at most."""
+    new = tuple(NewEvent("Added", b"{}", event_id=new_id()) for _ in range(events))
+    for entity_id in ids:
+        await journal.append("default", Append((EntityAppend(kind, entity_id, ANY),), new))
+
+
+async def put_many(journal: StoreJournal, count: int, kind: str = "cart") -> list[str]:
+    """Makes many entities of one event each."""
+    ids = [f"e{n:06}" for n in range(count)]
+    for at in range(0, count, 500):
+        part = ids[at : at + 500]
+        await journal.append(
+            "default",
+            Append(
+                tuple(EntityAppend(kind, entity_id, 0) for entity_id in part),
+                tuple(
+                    NewEvent("Added", b"{}", entity=n, event_id=new_id()) for n in range(len(part))
+                ),
+            ),
+        )
+    return ids
+
+
+async def table(database: Database, name: str, order: str) -> list[str]:
+    """All rows of a table, as text with everything in it."""
+    rows = await database.fetch(f"SELECT x::text FROM everstate.{name} x ORDER BY {order}")
+    return [row[0] for row in rows]
+
+
+async def store_operation(
+    database: Database, operation: OperationRow, items: AsyncIterator[Any]
+) -> tuple[OperationRow, PlanBody]:
+    """Writes a task's operation and its items as the engine does."""
+    body = PlanBody()
+    rows: list[Item] = []
+    async for one in items:
+        if isinstance(one, PlanBody):
+            body = one
+        else:
+            rows.append(one)
+    number = UUID(operation.id.removeprefix("op-"))
+    await database.fetch(
+        "INSERT INTO everstate.operations (operation_id, kind, state, target, selection,"
+        " parameters, plan, digest, head, items, planned_by, expires_at, applied_by, reason)"
+        " VALUES ($1, $2, 'running', $3, '{}', '{}', '{}', '', 0, $4, 'ann', now(), 'bob', $5)",
+        number, operation.kind, operation.target, len(rows), operation.reason,
+    )  # fmt: skip
+    await database.fetch(
+        "INSERT INTO everstate.operation_items (operation_id, no, entity_id, sequence, target,"
+        " position, events) SELECT $1, w.* FROM unnest($2::bigint[], $3::text[], $4::bigint[],"
+        " $5::bigint[], $6::bigint[], $7::bigint[]) w",
+        number, [i.no for i in rows], [i.entity_id for i in rows], [i.sequence for i in rows],
+        [i.target for i in rows], [i.position for i in rows], [i.events for i in rows],
+    )  # fmt: skip
+    return replace(operation, items=len(rows)), body
