@@ -23,7 +23,9 @@ from everstate.commands import (
     dev,
     entity,
     group,
+    guards,
     log,
+    operation,
     projection,
     serve,
     token,
@@ -107,6 +109,8 @@ for room in (
     group,
     descriptor,
     projection,
+    operation,
+    guards,
     token,
 ):
     room.register(app)

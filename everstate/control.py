@@ -27,6 +27,9 @@ from kernel.ids import new_id
 REACH_SECONDS = 2.0
 """An admin that does not answer within this is unreachable (exit 5), unless told to wait."""
 _ANSWER_BYTES = 256_000_000
+_SILENCE = 40.0
+"""A stream that says nothing for so long has broken: the admin pings every 15 seconds."""
+_STREAM_AGAIN = 0.2
 
 _KINDS: Mapping[str, type[e.EverstateError]] = {
     kind.code: kind
@@ -133,6 +136,77 @@ class Control:
     ) -> Any:
         """Acts once, also when the connection breaks and it has to be sent again."""
         return self._call("POST", path, query, body, timeout, {"Idempotency-Key": new_id()})
+
+    def put(self, path: str, body: object, seen: str, timeout: float = 30) -> Any:
+        """Sets what is there, provided that it is still as it was ``seen`` (its ETag)."""
+        return self._call("PUT", path, None, body, timeout, {"If-Match": seen})
+
+    def events(self, path: str, deadline: float | None = None) -> Iterator[tuple[str, Any]]:
+        """Server-sent events, as names and JSON; ends after an event ``end`` or at the deadline.
+
+        A stream that breaks off or ends before that is asked for again, for as long as the admin
+        can be reached. ``deadline`` is of `time.monotonic`.
+
+        Raises:
+            EverstateError: what the admin says, or that it cannot be reached.
+
+        """
+        while deadline is None or time.monotonic() < deadline:
+            began = time.monotonic()
+            try:
+                for name, data in self._streamed(path, deadline):
+                    yield name, data
+                    if name == "end":
+                        return
+            except (OSError, http.client.HTTPException):
+                pass  # a broken stream; the next try finds out whether there is an admin
+            finally:
+                self._drop()
+            if time.monotonic() - began < _STREAM_AGAIN:  # a stream that ends at once
+                time.sleep(_STREAM_AGAIN)
+
+    def _streamed(self, path: str, deadline: float | None) -> Iterator[tuple[str, Any]]:
+        """The events of one stream."""
+        sent = {"Accept": "text/event-stream"}
+        if self.target.token:
+            sent["Authorization"] = f"Bearer {self.target.token}"
+        response = self._opened(path, sent)
+        if response.status != 200 or response.headers.get_content_type() != "text/event-stream":
+            self._understood(response)
+        name, data = "", ""
+        while True:
+            left = _SILENCE if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                return
+            if (sock := getattr(self._connection, "sock", None)) is not None:
+                sock.settimeout(min(left, _SILENCE))
+            line = response.readline(_ANSWER_BYTES)
+            if not line:
+                return
+            text = line.decode().rstrip("\r\n")
+            if not text:
+                if data:
+                    yield name, orjson.loads(data)
+                name, data = "", ""
+            elif text.startswith("event:"):
+                name = text.removeprefix("event:").strip()
+            elif text.startswith("data:"):
+                data += text.removeprefix("data:").strip()
+
+    def _opened(self, path: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
+        until = time.monotonic() + self._patience
+        while True:
+            try:
+                connection = self._connected(until)
+                connection.request("GET", path, headers=dict(headers))
+                if connection.sock is not None:
+                    connection.sock.settimeout(_SILENCE)
+                return connection.getresponse()
+            except (OSError, http.client.HTTPException, e.Unavailable) as error:
+                self._drop()
+                if time.monotonic() + _STREAM_AGAIN > until:
+                    raise self._unreachable(error) from None
+                time.sleep(_STREAM_AGAIN)
 
     def rows(
         self, path: str, query: Mapping[str, Any] | None = None, limit: int | None = None

@@ -198,6 +198,8 @@ def options(command: str) -> dict[str, typer.core.TyperOption]:
 
 CLIENT = {"--url", "--wait"}
 SHOWN = CLIENT | {"--json"}
+ENDED = SHOWN | {"id_", "--timeout"}
+SELECTION = {"--entity", "--type", "--from", "--to", "--where", "--log"}
 
 
 @pytest.mark.parametrize(
@@ -219,6 +221,42 @@ SHOWN = CLIENT | {"--json"}
         ("projection rollback", SHOWN | {"name"}),
         ("projection replay", SHOWN | {"name", "--entity", "--type", "--from", "--to", "--reason"}),
         ("projection wait", SHOWN | {"name", "--position", "--timeout"}),
+        ("operation plan", SHOWN | {"kind", *SELECTION, "--target", "--at", "--param", "--rate"}),
+        ("operation apply", ENDED | {"--reason", "--digest", "--typed"}),
+        ("operation undo", ENDED | {"--reason"}),
+        ("operation watch", {"id_", "--timeout", "--json", "--url"}),
+        ("operation pause", SHOWN | {"id_"}),
+        ("operation resume", SHOWN | {"id_"}),
+        ("operation cancel", SHOWN | {"id_"}),
+        ("operation retry", SHOWN | {"id_"}),
+        ("operation replan", SHOWN | {"id_"}),
+        ("operation list", SHOWN | {"--state", "--kind", "--limit"}),
+        ("operation show", SHOWN | {"id_", "--items", "--failures", "--limit"}),
+        ("operation kinds", SHOWN),
+        ("policy list", SHOWN),
+        ("policy show", SHOWN | {"kind"}),
+        (
+            "policy set",
+            SHOWN | {"kind", "--second-person", "--expires", "--max-drift", "--undo", "--typed"},
+        ),
+        ("hold list", SHOWN | {"--label", "--log", "--limit"}),
+        ("hold add", (ENDED - {"id_"}) | SELECTION | {"--reason", "--label"}),
+        ("hold release", (ENDED - {"id_"}) | SELECTION | {"--reason", "--label"}),
+        ("entity-type list", SHOWN | {"--limit"}),
+        ("entity-type show", SHOWN | {"name"}),
+        (
+            "entity-type set",
+            SHOWN
+            | {
+                "name",
+                "--full-replay",
+                "--trust-snapshots",
+                "--snapshot-type",
+                "--snapshot-every",
+                "--snapshot-age",
+                "--keep-snapshots",
+            },
+        ),
         ("migrate", {"--sql", "--check"}),
         ("import", SHOWN | {"file", "--rate", "--skip-bad", "--log"}),
         ("export", CLIENT | {"file", "--entity", "--type", "--from", "--to", "--limit", "--log"}),
