@@ -12,7 +12,7 @@ transaction must be safe to do again.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from journal.store import StoreJournal
@@ -89,6 +89,8 @@ class Context:
     environment: Environment
     operation: OperationRow | None = None
     """The operation that is run, in `apply` and `undo`; None while a plan is made."""
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """The request's parameters as they came."""
 
 
 @dataclass(slots=True)

@@ -1,0 +1,298 @@
+"""Plans: what an operation would do, item by item, before anybody says so; and how far that has
+changed since (drift).
+
+A plan is made in one pass over pages of candidates: what a kind judges to be an item is handed on
+in batches (the engine copies them to the database while the next page is read), the rest is
+counted by reason. Memory is bounded by a page.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol, TypeGuard, runtime_checkable
+
+import orjson
+
+from journal.store import StoreJournal
+from kernel import clock
+from kernel.database import Database
+from kernel.errors import TooLarge
+from operations import needs, selection
+from operations.kinds.base import Candidate, Context, EntityKind, Environment, TaskKind
+from operations.model import (
+    MAX_ITEMS,
+    SAMPLES,
+    Excluded,
+    Item,
+    OperationRow,
+    PlanBody,
+    Planned,
+    Selection,
+)
+
+BATCH: Final = 2_000
+ITEMS_PER_SECOND: Final = 2_000.0
+"""How fast a kind is taken to be when it does not say (``items_per_second``)."""
+
+_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """What somebody wants done. ``rate``: items a second at most; None: the throttle decides."""
+
+    kind: str
+    selection: Selection
+    target: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    rate: float | None = None
+
+
+@runtime_checkable
+class Warns(Protocol):
+    """A kind that has something to say beside its plan's figures."""
+
+    def warnings(self, entity_types: frozenset[str], context: Context) -> list[str]:
+        """What has to be confirmed, a sentence each. ``entity_types``: those of the items."""
+        ...
+
+
+async def context_of(
+    database: Database,
+    journal: StoreJournal,
+    kind: EntityKind | TaskKind,
+    request: PlanRequest,
+    environment: Environment,
+) -> Context:
+    """What ``kind`` works with, now: the log, its head, settings of types, and who needs events.
+
+    Raises:
+        InvalidArgument: a parameter, or the selection, is not valid; names the field.
+        LogNotFound, NotFound, TooLarge: as `operations.selection.resolve`.
+
+    """
+    parameters = kind.parameters(request.parameters)
+    log_id = (await journal.open_log(request.selection.log, _SECONDS)).log_id
+    settings = await selection.load_settings(database)
+    _, head = await journal.reader.bounds(log_id, _SECONDS)
+    return Context(
+        database, journal, request.selection.log, log_id, head, request.selection, parameters,
+        settings, await needs.current(database, log_id), environment,
+        given=dict(request.parameters),
+    )  # fmt: skip
+
+
+class Draft:
+    """A plan in the making: read `batches` to their end, then ``body`` and ``digest`` are there.
+
+    ``rate``: items a second at most, for the estimate.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        kind: EntityKind | TaskKind,
+        target: str,
+        rate: float | None = None,
+    ) -> None:
+        self.body = PlanBody()
+        self.digest = ""
+        self._context = context
+        self._kind = kind
+        self._target = target
+        self._rate = rate
+        self._hash = hashlib.sha256(
+            orjson.dumps(
+                [kind.name, target, context.selection, context.given],
+                default=repr,
+                option=orjson.OPT_SORT_KEYS,
+            )
+        )
+
+    async def batches(self) -> AsyncIterator[list[Item]]:
+        """The items, numbered from 1, at most `BATCH` at a time.
+
+        Raises:
+            TooLarge: there are more than `MAX_ITEMS`. And what resolving the selection and the
+            kind's own plan raise.
+
+        """
+        kind = self._kind
+        made = self._of_task(kind) if is_task(kind) else self._of_entities(kind)
+        batch: list[Item] = []
+        async with aclosing(made):
+            async for items in made:
+                batch += items
+                while len(batch) >= BATCH:
+                    yield self._settle(batch[:BATCH])
+                    del batch[:BATCH]
+        if batch:
+            yield self._settle(batch)
+        self._finish()
+
+    def _settle(self, batch: list[Item]) -> list[Item]:
+        """A batch with its numbers, counted and in the digest."""
+        body = self.body
+        if body.items + len(batch) > MAX_ITEMS:
+            raise TooLarge("items", body.items + len(batch), MAX_ITEMS, "items")
+        if len(body.samples) < SAMPLES:
+            body.samples += map(_sample, batch[: SAMPLES - len(body.samples)])
+        number = body.items
+        figures: list[int] = []
+        for item in batch:
+            number += 1
+            item.no = number
+            body.events += item.events
+            body.bytes += item.bytes
+            figures += (item.entity_key or 0, item.sequence, item.target)
+            if item.entity_key is None:
+                named = [item.entity_type, item.entity_id, item.position]
+                self._hash.update(orjson.dumps(named))
+        self._hash.update(struct.pack(f"<{len(figures)}q", *figures))
+        body.items = number
+        return batch
+
+    async def _of_entities(self, kind: EntityKind) -> AsyncGenerator[list[Item], None]:
+        context, body = self._context, self.body
+        excluded: Counter[str] = Counter()
+        blamed: Counter[str] = Counter()
+        types: set[str] = set()
+        async with aclosing(_judged(context, kind, clock.now_us())) as pages:
+            async for page, verdicts in pages:
+                items: list[Item] = []
+                for each, verdict in zip(page, verdicts, strict=True):
+                    if isinstance(verdict, Excluded):
+                        excluded[verdict.reason] += 1
+                        if verdict.by:
+                            blamed[verdict.by] += 1
+                        continue
+                    items.append(
+                        Item(
+                            0, each.entity_key, each.entity_type, each.entity_type_id,
+                            each.entity_id, each.sequence, verdict.target, verdict.position,
+                            verdict.events, verdict.bytes,
+                        )
+                    )  # fmt: skip
+                types.update({item.entity_type for item in items})
+                body.entities += len(page)
+                yield items
+        body.excluded = dict(excluded.most_common())
+        body.consumers = _consumers(context, blamed)
+        if isinstance(kind, Warns):
+            body.warnings += kind.warnings(frozenset(types), context)
+
+    async def _of_task(self, kind: TaskKind) -> AsyncGenerator[list[Item], None]:
+        body = self.body
+        items: list[Item] = []
+        async for each in kind.plan(self._context, self._target):
+            if isinstance(each, PlanBody):
+                body.entities, body.excluded = each.entities, each.excluded
+                body.consumers, body.warnings = each.consumers, list(each.warnings)
+                body.estimated_seconds, body.sentence = each.estimated_seconds, each.sentence
+                body.undoable = each.undoable
+                if each.samples:
+                    body.samples = each.samples[:SAMPLES]
+                continue
+            items.append(each)
+            if len(items) == BATCH:
+                yield items
+                items = []
+        yield items
+
+    def _finish(self) -> None:
+        body, kind = self.body, self._kind
+        body.undoable = body.undoable and kind.undoable
+        if kind.irreversible and kind.irreversible not in body.warnings:
+            body.warnings.insert(0, kind.irreversible)
+        if not body.estimated_seconds:
+            speed: float = getattr(kind, "items_per_second", ITEMS_PER_SECOND)
+            body.estimated_seconds = round(body.items / min(speed, self._rate or speed), 1)
+        if not body.sentence:
+            body.sentence = kind.describe(body, self._context)
+        self.digest = self._hash.hexdigest()
+
+
+def is_task(kind: EntityKind | TaskKind) -> TypeGuard[TaskKind]:
+    """Whether a kind is a task; else it acts on the entities of a selection."""
+    return not hasattr(kind, "judge")
+
+
+async def drift(
+    context: Context,
+    kind: EntityKind | TaskKind,
+    operation: OperationRow,
+    items: AsyncIterator[Sequence[Item]],
+) -> float:
+    """How far what an operation would act on has changed since its plan: a share, 0 is nothing.
+
+    (Planned items that no longer qualify or have another target + new ones) / items. ``items``:
+    the planned ones in order. Both are read a page at a time; ages count from the plan.
+    """
+    if is_task(kind):
+        return await kind.check(operation, context)
+    assert not is_task(kind)
+    changed = 0
+    async with aclosing(_qualified(context, kind, clock.to_us(operation.planned_at))) as fresh:
+        now = await anext(fresh, None)
+        async for batch in items:
+            for item in batch:
+                key = item.entity_type_id or 0, item.entity_id
+                while now is not None and now[0] < key:  # it was not in the plan
+                    changed += 1
+                    now = await anext(fresh, None)
+                if now is None or now[0] != key:
+                    changed += 1
+                    continue
+                changed += now[1] != item.target
+                now = await anext(fresh, None)
+        while now is not None:
+            changed += 1
+            now = await anext(fresh, None)
+    return changed / max(operation.items, 1)
+
+
+async def _qualified(
+    context: Context, kind: EntityKind, now_us: int
+) -> AsyncGenerator[tuple[tuple[int, str], int], None]:
+    """What would be items now: ((entity type id, id), target), in order."""
+    async with aclosing(_judged(context, kind, now_us)) as pages:
+        async for page, verdicts in pages:
+            for each, verdict in zip(page, verdicts, strict=True):
+                if not isinstance(verdict, Excluded):
+                    yield (each.entity_type_id, each.entity_id), verdict.target
+
+
+async def _judged(
+    context: Context, kind: EntityKind, now_us: int
+) -> AsyncGenerator[tuple[Sequence[Candidate], Sequence[Planned | Excluded]], None]:
+    """Pages of candidates and what the kind says of each; one page is read ahead."""
+    resolved = await selection.resolve(
+        context.database, context.journal, context.selection, context.settings, now_us=now_us
+    )
+    async with aclosing(selection.pages(context.database, resolved)) as pages:
+        async for page in pages:
+            yield page, await kind.judge(page, context)
+
+
+def _sample(item: Item) -> dict[str, Any]:
+    return {
+        "entity_type": item.entity_type, "entity_id": item.entity_id, "sequence": item.sequence,
+        "target": item.target, "position": item.position, "events": item.events,
+        "bytes": item.bytes,
+    }  # fmt: skip
+
+
+def _consumers(context: Context, blamed: Counter[str]) -> list[dict[str, Any]]:
+    """Who kept entities out, and how many."""
+    by_name = {need.name: need for need in context.needs}
+    found: list[dict[str, Any]] = []
+    for name, count in blamed.most_common():
+        need = by_name.get(name)
+        position = None if need is None else need.position
+        found.append({"name": name, "position": position, "entities": count})
+    return found

@@ -1,0 +1,70 @@
+-- Entities of a list, in its order, with whether they match; one that is not there is left out.
+-- $1 log, $19 entity types and $20 ids.
+-- $2 and $3 first and last position of a range that it has an event in (null: any), $4 to $7 least and
+-- most events and sequence number, $8 state, $9 held, $10 snapshot: none, any, due (null: any of
+-- these); $11 to $13 for due: entity types, events and seconds after which one is, $14 for due: now;
+-- $15 and $16 event time of its last event, in microseconds, inclusive, $17 and $18 bytes of its
+-- payloads (null: no bound). Events are read only for what is asked for.
+-- Row: `operations.kinds.base.Candidate`, then matches.
+-- Index: primary key of entities, entity_marks, snapshots; unique (entity_key, seq) of the chunks.
+SELECT e.entity_key, t.name AS entity_type, e.type_id AS entity_type_id, e.entity_id, e.slice, e.state,
+  e.last_seq AS sequence, e.event_count, e.first_position, e.last_position,
+  coalesce(m.floor, e.last_seq - e.event_count + 1) AS floor,
+  coalesce(m.floor_position, 0) AS floor_position, coalesce(m.snapshot_seq, 0) AS floor_snapshot,
+  coalesce(m.held, false) AS held, coalesce(s.seq, 0) AS snapshot,
+  -- conditions: the same in candidates_scan.sql and candidates_listed.sql (a test holds it)
+  (
+    ($2::bigint IS NULL
+      OR e.first_position BETWEEN $2::bigint AND $3::bigint
+      OR e.last_position BETWEEN $2::bigint AND $3::bigint
+      OR (e.first_position < $2::bigint AND e.last_position > $3::bigint AND (
+        SELECT true FROM everstate.events x
+        WHERE x.log_id = $1 AND x.entity_key = e.entity_key
+          AND x.position BETWEEN $2::bigint AND $3::bigint
+        ORDER BY x.seq LIMIT 1) IS NOT NULL))
+    AND e.event_count BETWEEN $4::bigint AND $5::bigint
+    AND e.last_seq BETWEEN $6::bigint AND $7::bigint
+    AND ($8::smallint IS NULL OR e.state = $8::smallint)
+    AND ($9::bool IS NULL OR coalesce(m.held, false) = $9::bool)
+    AND ($10::text IS NULL
+      OR ($10::text = 'none' AND s.seq IS NULL)
+      OR ($10::text = 'any' AND s.seq IS NOT NULL)
+      OR ($10::text = 'due' AND (
+        SELECT true FROM unnest($11::int[], $12::bigint[], $13::bigint[]) d(type_id, every, age_s)
+        WHERE d.type_id = e.type_id AND e.last_seq > coalesce(s.seq, 0) AND (
+          (d.every > 0 AND e.last_seq - coalesce(s.seq, e.last_seq - e.event_count) >= d.every)
+          OR (d.age_s > 0 AND (
+            SELECT x.recorded_at FROM everstate.events x
+            WHERE x.log_id = $1 AND x.entity_key = e.entity_key AND x.seq > coalesce(s.seq, 0)
+              AND x.position BETWEEN e.first_position AND e.last_position
+            ORDER BY x.seq LIMIT 1) < $14::timestamptz - d.age_s * interval '1 second'))
+        LIMIT 1) IS NOT NULL))
+    AND (($15::bigint IS NULL AND $16::bigint IS NULL) OR (
+      SELECT coalesce((x.metadata->>'$time')::bigint,
+        (extract(epoch FROM x.recorded_at) * 1000000)::bigint)
+      FROM everstate.events x
+      WHERE x.log_id = $1 AND x.position BETWEEN e.last_position AND e.last_position
+      ORDER BY x.position LIMIT 1)
+      BETWEEN coalesce($15::bigint, -9223372036854775808) AND coalesce($16::bigint, 9223372036854775807))
+    AND (($17::bigint IS NULL AND $18::bigint IS NULL) OR (
+      SELECT sum(octet_length(o.payload)) FROM (
+        SELECT x.payload FROM everstate.events x
+        WHERE x.log_id = $1 AND x.entity_key = e.entity_key
+          AND x.position BETWEEN e.first_position AND e.last_position
+        ORDER BY x.seq OFFSET 0) o)
+      BETWEEN coalesce($17::bigint, 0) AND coalesce($18::bigint, 9223372036854775807))
+  ) AS matches
+FROM unnest($19::int[], $20::text[]) WITH ORDINALITY w(type_id, entity_id, no)
+CROSS JOIN LATERAL (
+  SELECT * FROM everstate.entities h
+  WHERE h.log_id = $1 AND h.type_id = w.type_id AND h.entity_id = w.entity_id LIMIT 1) e
+CROSS JOIN LATERAL (
+  SELECT y.name FROM everstate.entity_types y WHERE y.type_id = e.type_id LIMIT 1) t
+LEFT JOIN LATERAL (
+  SELECT x.floor, x.floor_position, x.snapshot_seq, x.held FROM everstate.entity_marks x
+  WHERE x.log_id = $1 AND x.entity_key = e.entity_key LIMIT 1) m ON true
+LEFT JOIN LATERAL (
+  SELECT x.seq FROM everstate.snapshots x
+  WHERE x.log_id = $1 AND x.entity_key = e.entity_key AND x.removed_at IS NULL
+  ORDER BY x.seq DESC LIMIT 1) s ON true
+ORDER BY w.no
