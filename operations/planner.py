@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, TypeGuard, runtime_checkable
+from typing import Any, Final, Protocol, TypeGuard, cast, runtime_checkable
 
 import orjson
 
@@ -123,7 +123,7 @@ class Draft:
 
         """
         kind = self._kind
-        made = self._of_task(kind) if is_task(kind) else self._of_entities(kind)
+        made = self._of_task(kind) if is_task(kind) else self._of_entities(cast("EntityKind", kind))
         batch: list[Item] = []
         async with aclosing(made):
             async for items in made:
@@ -235,7 +235,7 @@ async def drift(
     """
     if is_task(kind):
         return await kind.check(operation, context)
-    assert not is_task(kind)
+    kind = cast("EntityKind", kind)
     changed = 0
     async with aclosing(_qualified(context, kind, clock.to_us(operation.planned_at))) as fresh:
         now = await anext(fresh, None)

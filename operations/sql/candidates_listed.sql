@@ -1,10 +1,10 @@
 -- Entities of a list, in its order, with whether they match; one that is not there is left out.
 -- $1 log, $19 entity types and $20 ids.
--- $2 and $3 first and last position of a range that it has an event in (null: any), $4 to $7 least and
--- most events and sequence number, $8 state, $9 held, $10 snapshot: none, any, due (null: any of
--- these); $11 to $13 for due: entity types, events and seconds after which one is, $14 for due: now;
--- $15 and $16 event time of its last event, in microseconds, inclusive, $17 and $18 bytes of its
--- payloads (null: no bound). Events are read only for what is asked for.
+-- $2, $3 first and last position of a range that it has an event in (null: any); $4, $5 least and most
+-- events; $6, $7 the same of its sequence number; $8 state, $9 held, $10 snapshot: none, any, due
+-- (null: any); for due: $11 entity types, $12 events and $13 seconds after which one is, $14 now;
+-- $15, $16 event time of its last event, in microseconds, inclusive; $17, $18 bytes of its payloads
+-- (null: no bound). Events are read only for what is asked for.
 -- Row: `operations.kinds.base.Candidate`, then matches.
 -- Index: primary key of entities, entity_marks, snapshots; unique (entity_key, seq) of the chunks.
 SELECT e.entity_key, t.name AS entity_type, e.type_id AS entity_type_id, e.entity_id, e.slice, e.state,

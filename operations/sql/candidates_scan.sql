@@ -1,11 +1,11 @@
 -- Entities of one type by id, with whether they match: the next heads, all of them, so that none is
 -- looked at twice and no call takes long, however few match.
 -- $1 log, $19 entity type, $20 ids from this one, $21 after this one, $22 below this one, $23 heads.
--- $2 and $3 first and last position of a range that it has an event in (null: any), $4 to $7 least and
--- most events and sequence number, $8 state, $9 held, $10 snapshot: none, any, due (null: any of
--- these); $11 to $13 for due: entity types, events and seconds after which one is, $14 for due: now;
--- $15 and $16 event time of its last event, in microseconds, inclusive, $17 and $18 bytes of its
--- payloads (null: no bound). Events are read only for what is asked for.
+-- $2, $3 first and last position of a range that it has an event in (null: any); $4, $5 least and most
+-- events; $6, $7 the same of its sequence number; $8 state, $9 held, $10 snapshot: none, any, due
+-- (null: any); for due: $11 entity types, $12 events and $13 seconds after which one is, $14 now;
+-- $15, $16 event time of its last event, in microseconds, inclusive; $17, $18 bytes of its payloads
+-- (null: no bound). Events are read only for what is asked for.
 -- Row: `operations.kinds.base.Candidate`, then matches.
 -- Index: primary key of entities, entity_marks, snapshots; unique (entity_key, seq) of the chunks.
 SELECT e.entity_key, (SELECT t.name FROM everstate.entity_types t WHERE t.type_id = $19) AS entity_type,

@@ -78,6 +78,7 @@ class Hot:
     index: str = ""
     chunks: int = 0
     on: str = "events"
+    package: str = "journal"
 
     def __str__(self) -> str:
         return f"{self.name}-{self.chunks}" if self.chunks else self.name
@@ -88,6 +89,16 @@ SECOND = (CHUNK + 1, CHUNK + 500)  # positions within the second chunk
 EDGE = (CHUNK - 99, CHUNK + 100)  # across the first two
 AT = datetime(2024, 1, 1, 1, tzinfo=UTC)
 LEAF_POSITION, LEAF_ENTITY = r"^events_\d+_\d+_pkey", r"^events_\d+_\d+_entity_key_seq_key"
+
+# $2 to $18 of the statements of candidates: no condition, then one each that reads events.
+ANY: tuple[Any, ...] = (
+    None, None, 0, 2**62, 0, 2**62, None, None, None, [1], [1], [1], AT, None, None, None, None,
+)  # fmt: skip
+IN_RANGE = (CHUNK + 1, CHUNK + 500, *ANY[2:])
+OF_TIME = (*ANY[:13], 0, 2**60, None, None)
+OF_SIZE = (*ANY[:15], 1, 2**60)
+DUE = (*ANY[:8], "due", *ANY[9:])
+SCAN, LISTED = (1, "", "e1", "f", 50), ([1, 1], ["e7", "e8"])
 
 HOT = [
     Hot("read_forwards", (LOG, *SECOND, 100, 10**6), LEAF_POSITION, 1),
@@ -113,6 +124,28 @@ HOT = [
     Hot("entity", (LOG, "kind1", "e7"), r"^snapshots_\d_pkey", on="snapshots"),
     Hot("entity", (LOG, "kind1", "e7"), r"^entities_\d_pkey", on="entities"),
     Hot("entities", (LOG, "kind1", "e1", "e2", False, 10), r"^entities_\d_pkey", on="entities"),
+    *(
+        Hot(name, (LOG, *conditions, *which), index, chunks, on, "operations")
+        for name, which in (("candidates_scan", SCAN), ("candidates_listed", LISTED))
+        for conditions, index, chunks, on in (
+            (ANY, r"^entities_\d_pkey", 0, "entities"),
+            (ANY, r"^entity_marks_pkey", 0, "entity_marks"),
+            (ANY, r"^snapshots_\d_pkey", 0, "snapshots"),
+            (IN_RANGE, LEAF_ENTITY, 1, "events"),
+            (OF_TIME, LEAF_POSITION, 1, "events"),
+            (OF_SIZE, LEAF_ENTITY, CHUNKS, "events"),
+            (DUE, r"^snapshots_\d_pkey", 0, "snapshots"),
+        )
+    ),
+    Hot("candidates_range", (LOG, *SECOND, [1]), LEAF_POSITION, 1, package="operations"),
+    Hot("candidates_type", (LOG, 1), r"^entities_\d_pkey", on="entities", package="operations"),
+    Hot(
+        "candidates_missing",
+        (LOG, [1], ["e7"]),
+        r"^entities_\d_pkey",
+        on="entities",
+        package="operations",
+    ),
 ]
 
 
@@ -135,10 +168,14 @@ def quoted(value: object) -> str:
 
 
 async def explain(
-    connection: Connection, name: str, args: tuple[Any, ...], text: str = ""
+    connection: Connection,
+    name: str,
+    args: tuple[Any, ...],
+    text: str = "",
+    package: str = "journal",
 ) -> dict[str, Any]:
     """The plan that a statement was run with."""
-    await connection.execute(f"PREPARE hot AS {text or sql.load('journal', name)}")
+    await connection.execute(f"PREPARE hot AS {text or sql.load(package, name)}")
     call = f"hot ({', '.join(map(quoted, args))})" if args else "hot"
     said = await connection.fetchval(
         f"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF, FORMAT JSON) EXECUTE {call}"
@@ -190,7 +227,7 @@ async def test_hot_statements_use_their_index_and_read_no_other_chunk(
     await filled.execute(f"SET plan_cache_mode = {mode}")
     found: list[str] = []
     for hot in HOT:
-        plan = await explain(filled, hot.name, hot.args)
+        plan = await explain(filled, hot.name, hot.args, package=hot.package)
         found += complaints(hot, plan)
     assert found == []
 
