@@ -74,8 +74,8 @@ def test_a_line_says_what_an_entity_has_to_be(text: str, found: Where) -> None:
     ("text", "said"),
     [
         ("cart", "word 1 (column 1), 'cart': a word is a field and a value"),
-        ("type:cart evnts>5", "word 2 (column 11), 'evnts>5': there is no field 'evnts'; did"),
-        ("evnts>5", "did you mean 'events'? (fields: type, id, events, sequence, size, last, "),
+        ("type:cart evets>5", "word 2 (column 11), 'evets>5': there is no field 'evets'; did"),
+        ("evets>5", "did you mean 'events'? (fields: type, id, events, sequence, size, last, "),
         ("type:", "nothing follows 'type:'; write type:cart"),
         ("type:a,,b", "a type is empty"),
         ("type>5", "type takes no '>'"),
