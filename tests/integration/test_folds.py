@@ -59,7 +59,8 @@ async def put(
 async def stored(database: Database, name: str = "a") -> dict[int, Any]:
     rows = await database.fetch(
         """SELECT s.* FROM everstate.snapshots s
-           JOIN everstate.entities e USING (log_id, entity_key) WHERE e.entity_id = $1 ORDER BY s.seq""",
+           JOIN everstate.entities e USING (log_id, entity_key)
+           WHERE e.entity_id = $1 ORDER BY s.seq""",
         name,
     )
     return {row["seq"]: row for row in rows}
