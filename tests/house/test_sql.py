@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +145,21 @@ HOT = [
         r"^entities_\d_pkey",
         on="entities",
         package="operations",
+    ),
+    Hot(
+        "fold_before",
+        (LOG, [7], [7], [CHUNK - 1], [6], AT + timedelta(days=9)),
+        LEAF_ENTITY,
+        1,
+        package="snapshots",
+    ),
+    *(
+        Hot(name, args, rf"^{on}_\d_pkey", on=on, package="snapshots")
+        for name, on, args in (
+            ("fold_entity", "entities", (LOG, "kind1", "e7")),
+            ("fold_snapshot", "snapshots", (LOG, 7, 1, 25, ["state"])),
+            ("fold_snapshots", "snapshots", (LOG, 7, 1, 25, 10)),
+        )
     ),
 ]
 
