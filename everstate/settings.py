@@ -73,6 +73,15 @@ class WorkerSettings(DatabaseChoice):
         10.0, ge=1, le=300, description="Within this a worker that was killed is replaced."
     )
     drain_seconds: float = Field(10.0, ge=0, description="How long a batch may finish at a stop.")
+    operations: int = Field(
+        2, ge=1, le=20, description="Operations that run in a worker at once; others wait."
+    )
+    operation_items_days: float = Field(
+        7.0,
+        ge=0,
+        le=3650,
+        description="How long the items of an operation that cannot be undone are kept.",
+    )
     previous_hours: float = Field(
         24.0,
         ge=0,

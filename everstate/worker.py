@@ -13,6 +13,7 @@ import structlog
 
 from everstate import __version__, health
 from everstate.container import check_database
+from everstate.operating import operating
 from everstate.settings import WorkerSettings
 from journal.store import StoreJournal, StoreSettings
 from journal.subscriptions import SubscriptionSettings
@@ -20,6 +21,7 @@ from kernel import database as db
 from kernel import telemetry, usercode
 from kernel.errors import ConfigurationError
 from kernel.members import membership, process_name
+from operations.kinds.base import Environment
 from projections import registry
 from projections.registration import register
 from projections.segment import heartbeat_of
@@ -34,6 +36,8 @@ log = structlog.get_logger(__name__)
 
 _LEASE_CONNECTIONS = 2
 """Beside those for the work, so that a lease is renewed however busy they are."""
+_OPERATION_CONNECTIONS = 2
+"""Beside one for the step of each operation: to look at items, lag, what is due."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,7 @@ async def worker(settings: WorkerSettings, host: str) -> AsyncIterator[RunningWo
         async with (
             _database(settings, settings.database_connections) as database,
             _database(settings, _LEASE_CONNECTIONS) as leases,
+            _database(settings, settings.operations + _OPERATION_CONNECTIONS) as steps,
         ):
             await check_database(database, lenient=settings.dev)
             await register(database, definitions)
@@ -82,6 +87,7 @@ async def worker(settings: WorkerSettings, host: str) -> AsyncIterator[RunningWo
             async with (
                 _working(database, journal, running, listener, host),
                 _beside(upkeep.run()),
+                operating(steps, leases, journal, Environment(), settings),
             ):
                 yield RunningWorker(listener.getsockname()[1], len(definitions))
                 log.info("draining", seconds=settings.drain_seconds)

@@ -13,7 +13,6 @@ import orjson
 
 from kernel import sql
 from kernel.database import Connection
-from kernel.ids import new_id
 
 
 async def record(
@@ -32,5 +31,5 @@ async def record(
     """
     await connection.execute(
         sql.load("kernel", "audit_record", schema),
-        new_id(), entity_type, entity_id, type_, orjson.dumps(data).decode(), principal,
+        entity_type, entity_id, type_, orjson.dumps(data).decode(), principal,
     )  # fmt: skip

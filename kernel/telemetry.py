@@ -215,6 +215,49 @@ projection_leases = Gauge(
     "everstate_projection_leases", "Segments that this worker works on.",
     ["projection", "version"], registry=REGISTRY,
 )  # fmt: skip
+operations_running = Gauge(
+    "everstate_operations_running", "Operations that this worker runs.", registry=REGISTRY
+)
+operations_state = Gauge(
+    "everstate_operations",
+    "Operations that have not ended, by kind and state, as a worker sees them.",
+    ["kind", "state"],
+    registry=REGISTRY,
+)
+operations_ended = Counter(
+    "everstate_operations_ended", "Operations that ended or stand still here, by kind and state.",
+    ["kind", "state"], registry=REGISTRY,
+)  # fmt: skip
+operation_items = Counter(
+    "everstate_operation_items", "Items that operations have settled here, by what became of them.",
+    ["kind", "state"], registry=REGISTRY,
+)  # fmt: skip
+operation_step_seconds = Histogram(
+    "everstate_operation_step_seconds",
+    "Time of a step of an operation: its transaction, or a look at a task.",
+    ["kind"],
+    buckets=_SECONDS,
+    registry=REGISTRY,
+)
+operation_waits = Counter(
+    "everstate_operation_waits",
+    "Times that an operation slowed down or waited for others.",
+    ["kind", "reason"],
+    registry=REGISTRY,
+)
+audit_backlog = Gauge(
+    "everstate_audit_backlog", "Audit events that are not in the log _system yet.",
+    registry=REGISTRY,
+)  # fmt: skip
+audit_published = Counter(
+    "everstate_audit_published", "Audit events appended to the log _system here.",
+    registry=REGISTRY,
+)  # fmt: skip
+commit_p99 = Gauge(
+    "everstate_commit_p99_seconds",
+    "99th percentile of the time of a commit over the last ten seconds or so; 0: none.",
+    registry=REGISTRY,
+)
 
 
 def configure_logging(*, json_lines: bool, level: str = "INFO") -> None:

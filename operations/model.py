@@ -228,3 +228,64 @@ class OperationRow:
     note: Mapping[str, Any]
     error: Mapping[str, Any] | None
     updated_at: datetime
+    version: int
+    """Grows with every change."""
+    applied_key: str | None
+    """`Principal.identity` of who applied it first."""
+    retrying: bool
+    items_gone: bool
+    """Its items were deleted, as nothing can be undone any more; the receipt stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRow:
+    """The policy of a kind. ``version`` 0: nobody has set one, these are the kind's defaults."""
+
+    kind: str
+    policy: Policy
+    version: int
+    updated_at: datetime | None
+    updated_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class FailureGroup:
+    """Items that were not done, or not undone, for the same reason; ``examples`` as type/id."""
+
+    state: ItemState
+    reason: str
+    count: int
+    examples: tuple[str, ...]
+
+
+def selection_json(selection: Selection) -> dict[str, Any]:
+    """A selection as it is stored and shown; what is empty is left out."""
+    made: dict[str, Any] = {"log": selection.log}
+    if selection.entities:
+        made["entities"] = [list(pair) for pair in selection.entities]
+    if selection.types:
+        made["types"] = list(selection.types)
+    for name, moment in (("from", selection.from_), ("to", selection.to)):
+        if moment is not None:
+            made[name] = (
+                {"position": moment.position} if moment.position else {"time_us": moment.time_us}
+            )
+    if selection.where:
+        made["where"] = selection.where
+    return made
+
+
+def selection_of(stored: Mapping[str, Any]) -> Selection:
+    """The selection that `selection_json` made this of."""
+
+    def moment(name: str) -> Moment | None:
+        return Moment(**stored[name]) if stored.get(name) else None
+
+    return Selection(
+        log=stored["log"],
+        entities=tuple((kind, name) for kind, name in stored.get("entities", ())),
+        types=tuple(stored.get("types", ())),
+        from_=moment("from"),
+        to=moment("to"),
+        where=stored.get("where", ""),
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeGuard
 
 from kernel.errors import InvalidArgument
 from operations.kinds.base import EntityKind, TaskKind
@@ -31,3 +32,13 @@ def kind_named(name: str) -> EntityKind | TaskKind:
     if found is None:
         raise InvalidArgument("kind", f"{name!r:.60} is not one of {', '.join(sorted(KINDS))}")
     return found
+
+
+def acts_on_entities(kind: EntityKind | TaskKind) -> TypeGuard[EntityKind]:
+    """Whether a kind acts on the entities of a selection; else it is a task."""
+    return hasattr(kind, "judge")
+
+
+def is_task(kind: EntityKind | TaskKind) -> TypeGuard[TaskKind]:
+    """Whether a kind is a task: not `acts_on_entities`."""
+    return not acts_on_entities(kind)

@@ -169,7 +169,12 @@ class EntityKind(Kind, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Advance:
-    """How far a task has come. ``note`` is kept and given to the next call."""
+    """How far a task has come. ``note`` is kept and given to the next call.
+
+    ``done``, ``skipped``, ``failed`` and ``events`` are totals since the task began (in `undo`:
+    ``done`` is how many are undone). When it has finished without error, items it said nothing of
+    are kept as done.
+    """
 
     finished: bool
     done: int = 0
@@ -180,10 +185,15 @@ class Advance:
     waits: str = ""
     error: Mapping[str, Any] | None = None
     """Set: it failed for good."""
+    outcomes: Sequence[Outcome] = ()
+    """What became of single items since the last call; kept with the rest, in one transaction."""
 
 
 class TaskKind(Kind, Protocol):
     """Acts on something of another room."""
+
+    pausable: ClassVar[bool]
+    """Whether it stands still while nobody calls `advance`; else it cannot be paused."""
 
     def plan(self, context: Context, target: str) -> AsyncIterator[Item | PlanBody]:
         """The items in order (perhaps one, or none), then the body with everything but counts.

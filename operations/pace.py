@@ -1,0 +1,77 @@
+"""What operations look at to see whether others suffer: projections' lag, and nodes' figures."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import structlog
+
+from kernel.database import Database
+from kernel.errors import EverstateError
+from kernel.members import list_members
+from operations.throttle import Lag, Lags, Limits
+from projections.control import list_projections
+
+log = structlog.get_logger(__name__)
+
+_LAG_S: Final = 1.0
+_NODES_S: Final = 5.0
+_FORGOTTEN_S: Final = 60.0
+_PAGE: Final = 1_000
+COMMIT_P99: Final = "everstate_commit_p99_seconds"
+"""The figure that nodes keep among their vitals."""
+
+
+class Pace:
+    """Looks now and then, however many operations ask. What cannot be looked at stops nothing."""
+
+    def __init__(self, database: Database, limits: Limits) -> None:
+        self._database = database
+        self._lags = Lags(limits)
+        self._waits = ""
+        self._slower = 1.0
+        self._before = 0.0
+        self._lag_at = self._nodes_at = float("-inf")
+
+    async def lag(self) -> str:
+        """Which live projection operations have to wait for; empty: none."""
+        now = asyncio.get_running_loop().time()
+        if now - self._lag_at >= _LAG_S:
+            self._lag_at = now
+            try:
+                rows = await list_projections(self._database, limit=_PAGE, timeout=5)
+                going = [
+                    Lag(row.name, row.position, row.lag_seconds)
+                    for row in rows
+                    if not row.paused and not row.halted
+                ]
+                self._waits = self._lags.waits(going, now)
+            except EverstateError as error:
+                log.warning("the lag of projections is not known", reason=error.message)
+                self._waits = ""
+        return self._waits
+
+    async def appends_slower(self) -> float:
+        """How many times slower the slowest node's commits are than before operations ran.
+
+        Nodes keep their figures every ten seconds, so this follows slowly; a step's own commit
+        tells at once.
+        """
+        now = asyncio.get_running_loop().time()
+        if now - self._nodes_at >= _NODES_S:
+            fresh = now - self._nodes_at > _FORGOTTEN_S
+            self._nodes_at = now
+            try:
+                members = await list_members(self._database)
+            except EverstateError:
+                return self._slower
+            slowest = max(
+                (m.figures.get(COMMIT_P99, 0.0) for m in members if m.kind == "node" and m.alive),
+                default=0.0,
+            )
+            if fresh:  # what they were before an operation ran
+                self._before = slowest
+            known = self._before > 0 and slowest > 0
+            self._slower = slowest / self._before if known else 1.0
+        return self._slower

@@ -1,0 +1,260 @@
+"""Operations: plan, apply, run, stop, undo; with kinds of the test's own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from journal.store import StoreJournal, StoreSettings
+from kernel.database import Database, DatabaseSettings
+from kernel.errors import Conflict, InvalidArgument, NotFound, TooLarge
+from operations import control, planner
+from operations.model import ItemState, Policy, Selection, State
+from tests.engine_support import ANN, BEN, Bench, bench
+
+
+@pytest.fixture
+async def desk(database: Database, store: StoreJournal) -> AsyncIterator[Bench]:
+    async with bench(database, store) as made:
+        yield made
+
+
+@pytest.fixture
+async def any_desk(any_database_url: str) -> AsyncIterator[Bench]:
+    """On PostgreSQL 18 and 15."""
+    database = await Database.open(DatabaseSettings(any_database_url))
+    journal = StoreJournal(database, StoreSettings(node="test"))
+    await journal.start()
+    async with bench(database, journal) as made:
+        yield made
+    await journal.close()
+    await database.close()
+
+
+async def test_a_plan_changes_nothing_and_its_items_are_what_is_acted_on(any_desk: Bench) -> None:
+    desk = any_desk
+    await desk.entities(25, events=2)
+    desk.touch.left_out = {"e003"}
+    plan = await desk.plan()
+    assert (plan.state, plan.items, plan.plan["excluded"]) == (State.PLANNED, 24, {"held": 1})
+    assert plan.id.startswith("op-")
+    assert (plan.planned_by, plan.log, plan.version) == ("ann", "default", 1)
+    assert await desk.times() == {}
+    await desk.entities(30)  # newer entities are not in the plan
+    desk.touch.left_out = set()
+    await control.set_policy(
+        desk.database, "touch", Policy(max_drift=1.0), version=None, principal=ANN
+    )
+    receipt = await desk.done(plan)
+    assert (receipt.state, receipt.done, receipt.cursor) == (State.DONE, 24, 24)
+    assert (receipt.events, receipt.bytes) == (48, 240)
+    assert await desk.times() == {f"e{n:03}": (1, 0) for n in range(25) if n != 3}
+    assert receipt.undo_until is not None
+    items = await control.list_items(desk.database, plan.id, limit=5, after=2)
+    assert [(i.no, i.entity_type, i.entity_id, i.state) for i in items] == [
+        (n, "thing", f"e{n:03}", ItemState.DONE) for n in (3, 4, 5, 6, 7)
+    ]
+    assert await desk.audit(plan.id) == [
+        "OperationPlanned", "OperationApplied", "OperationStarted", "OperationDone",
+    ]  # fmt: skip
+
+
+async def test_a_plan_that_fails_half_way_leaves_nothing(
+    desk: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await desk.entities(12)
+    monkeypatch.setattr(planner, "BATCH", 5)
+    monkeypatch.setattr(control, "MAX_ITEMS", 9)
+    with pytest.raises(TooLarge, match=r"items: 10 items, the limit is 9"):
+        await desk.plan()
+    for table in ("operations", "operation_items", "audit_outbox"):
+        assert await desk.database.fetch(f"SELECT FROM everstate.{table}") == []
+    monkeypatch.setattr(control, "MAX_ITEMS", 12)
+    assert (await desk.plan()).items == 12
+
+
+async def test_what_is_asked_for_is_checked(desk: Bench) -> None:
+    with pytest.raises(InvalidArgument, match="kind: 'nothing' is not one of"):
+        await desk.plan("nothing")
+    with pytest.raises(InvalidArgument, match="rate: 0 is not above 0"):
+        await desk.plan(rate=0.0)
+    for bad in ("", "op-1", "0190b6c5-0000-7000-8000-000000000000", "op-" + "0" * 36):
+        with pytest.raises(InvalidArgument, match="is not op- and a UUID"):
+            await control.get(desk.database, bad)
+    with pytest.raises(NotFound, match="there is no operation op-"):
+        await control.get(desk.database, "op-0190b6c5-0000-7000-8000-000000000000")
+    with pytest.raises(InvalidArgument, match="limit: 0 is not from 1 to 1000"):
+        await control.list_operations(desk.database, limit=0)
+    with pytest.raises(InvalidArgument, match="before"):
+        await control.list_operations(desk.database, before="x")
+    await desk.entities(1)
+    plan = await desk.plan()
+    for reason in ("", "  ", "x" * 1001):
+        with pytest.raises(InvalidArgument, match="reason"):
+            await desk.apply(plan, reason=reason)
+    assert (await desk.get(plan)).state is State.PLANNED
+
+
+async def test_operations_are_listed_newest_first_in_pages(desk: Bench) -> None:
+    await desk.entities(1)
+    made = [await desk.plan() for _ in range(4)]
+    made.append(await desk.plan("count", target="x"))
+    ids = [row.id for row in reversed(made)]
+    first = await control.list_operations(desk.database, limit=2)
+    assert [row.id for row in first] == ids[:2]
+    rest = await control.list_operations(desk.database, before=first[-1].id)
+    assert [row.id for row in rest] == ids[2:]
+    assert [r.id for r in await control.list_operations(desk.database, kind="count")] == ids[:1]
+    await desk.apply(made[0])
+    queued = await control.list_operations(desk.database, states=[State.QUEUED])
+    assert [row.id for row in queued] == [made[0].id]
+
+
+async def test_applied_twice_it_acts_once_invariant_10(desk: Bench) -> None:
+    await desk.entities(30)
+    plan = await desk.plan()
+    first, second = await asyncio.gather(desk.apply(plan), desk.apply(plan))
+    assert {first.state, second.state} == {State.QUEUED}
+    assert first.applied_at == second.applied_at
+    async with desk.running(), desk.running():
+        assert (await desk.ended(plan)).done == 30
+        again = await desk.apply(plan)
+    assert (again.state, again.done) == (State.DONE, 30)
+    assert set((await desk.times()).values()) == {(1, 0)}
+
+
+async def test_another_digest_is_refused(desk: Bench) -> None:
+    await desk.entities(1)
+    plan = await desk.plan()
+    with pytest.raises(Conflict, match="another digest"):
+        await control.apply(desk.database, plan.id, digest="0" * 64, reason="r", principal=ANN)
+    assert (await desk.get(plan)).state is State.PLANNED
+
+
+async def test_a_plan_that_was_not_applied_in_time_acts_never(desk: Bench) -> None:
+    await desk.entities(1)
+    plan = await desk.plan()
+    await desk.database.fetch("UPDATE everstate.operations SET expires_at = clock_timestamp()")
+    for _ in range(2):
+        with pytest.raises(Conflict, match="has expired"):
+            await desk.apply(plan)
+    assert (await desk.get(plan)).state is State.EXPIRED
+    again = await control.replan(desk.database, desk.journal, desk.environment, plan.id, BEN)
+    assert (again.planned_by, again.items) == ("ben", 1)
+    assert again.id != plan.id
+    assert again.digest == plan.digest
+
+
+@pytest.mark.parametrize("changed", [1, 2])
+async def test_a_stale_plan_acts_never_invariant_10(desk: Bench, changed: int) -> None:
+    """More than the policy's share has changed between plan and start."""
+    await desk.entities(20)
+    plan = await desk.plan()
+    for n in range(changed):
+        desk.touch.left_out.add(f"e{n:03}")
+    receipt = await desk.done(plan)
+    if changed == 1:  # 5 %: within the bound
+        assert receipt.state is State.DONE
+        return
+    assert receipt.state is State.REVIEW
+    assert receipt.error == {
+        "code": "DRIFT",
+        "message": "10.0% of the items have changed since the plan; the policy allows 5.0%",
+    }
+    assert await desk.times() == {}
+    with pytest.raises(Conflict, match="plan anew"):
+        await desk.apply(plan)
+
+
+async def test_an_empty_plan_is_done_at_once(desk: Bench) -> None:
+    await desk.entities(2)
+    desk.touch.left_out = {"e000", "e001"}
+    receipt = await desk.apply(await desk.plan())
+    assert (receipt.state, receipt.done, receipt.items) == (State.DONE, 0, 0)
+    assert receipt.finished_at is not None
+    with pytest.raises(Conflict):
+        await control.undo(desk.database, receipt.id, reason="r", principal=ANN)
+
+
+async def test_a_second_person_is_another_one(desk: Bench) -> None:
+    await desk.entities(3)
+    await control.set_policy(
+        desk.database, "touch", Policy(second_person=True), version=0, principal=ANN
+    )
+    plan = await desk.plan()
+    assert (await desk.apply(plan)).state is State.AWAITING
+    with pytest.raises(Conflict, match="waits for a second person; 'ann' was the first"):
+        await desk.apply(plan)
+    queued = await desk.apply(plan, BEN)
+    assert (queued.state, queued.applied_by, queued.seconded_by) == (State.QUEUED, "ann", "ben")
+    assert (await desk.apply(plan)).state is State.QUEUED
+    assert await desk.audit(plan.id) == [
+        "OperationPlanned", "OperationApplied", "OperationSeconded",
+    ]  # fmt: skip
+
+
+async def test_of_two_persons_at_once_exactly_one_queues_it(desk: Bench) -> None:
+    await desk.entities(1)
+    await control.set_policy(
+        desk.database, "touch", Policy(second_person=True), version=0, principal=ANN
+    )
+    for _ in range(10):
+        plan = await desk.plan()
+        found = await asyncio.gather(
+            *(desk.apply(plan, by) for by in (ANN, BEN, ANN, BEN)), return_exceptions=True
+        )
+        row = await desk.get(plan)
+        assert row.state is State.QUEUED
+        assert {row.applied_by, row.seconded_by} == {"ann", "ben"}
+        assert all(not isinstance(f, Exception) or isinstance(f, Conflict) for f in found)
+        types = await desk.audit(plan.id)
+        assert types == ["OperationPlanned", "OperationApplied", "OperationSeconded"]
+
+
+async def test_what_the_policy_wants_typed_is_typed(desk: Bench) -> None:
+    await desk.entities(1)
+    await control.set_policy(
+        desk.database, "touch", Policy(typed=True), version=None, principal=ANN
+    )
+    plan = await desk.plan()
+    assert plan.plan["typed"] == "thing"
+    for typed in ("", "Thing"):
+        with pytest.raises(InvalidArgument, match="typed: type 'thing'"):
+            await desk.apply(plan, typed=typed)
+    assert (await desk.apply(plan, typed="thing")).state is State.QUEUED
+    several = await desk.plan(selection=Selection())
+    assert several.plan["typed"] == "default"
+
+
+async def test_policies_have_versions_and_limits(any_desk: Bench) -> None:
+    database = any_desk.database
+    found = await control.get_policy(database, "touch")
+    assert (found.policy, found.version) == (Policy(), 0)
+    strict = Policy(second_person=True, expires_s=60, max_drift=0.0, undo_s=0, typed=True)
+    first = await control.set_policy(database, "touch", strict, version=0, principal=ANN)
+    assert (first.policy, first.version, first.updated_by) == (strict, 1, "ann")
+    for wrong in (0, 2):
+        with pytest.raises(Conflict, match="the policy of touch has changed"):
+            await control.set_policy(database, "touch", Policy(), version=wrong, principal=ANN)
+    assert (await control.get_policy(database, "touch")).policy == strict
+    await control.set_policy(database, "touch", Policy(), version=1, principal=BEN)
+    last = await control.set_policy(database, "touch", strict, version=None, principal=BEN)
+    assert (last.version, last.updated_by) == (3, "ben")
+    names = [row.kind for row in await control.list_policies(database)]
+    assert names == sorted(names)
+    assert {"touch", "count"} <= set(names)
+    with pytest.raises(InvalidArgument, match="expires_s: 29 is not from 30"):
+        await control.set_policy(
+            database, "touch", Policy(expires_s=29), version=None, principal=ANN
+        )
+    with pytest.raises(InvalidArgument, match="max_drift"):
+        await control.set_policy(
+            database, "touch", Policy(max_drift=float("nan")), version=None, principal=ANN
+        )
+    with pytest.raises(InvalidArgument, match="undo_s"):
+        await control.set_policy(database, "touch", Policy(undo_s=-1), version=None, principal=ANN)
+    with pytest.raises(InvalidArgument, match="kind"):
+        await control.set_policy(database, "x", Policy(), version=None, principal=ANN)
+    assert await any_desk.audit("touch") == ["PolicySet"] * 3
