@@ -1508,10 +1508,19 @@ CREATE TABLE everstate.operations (
   waits         text NOT NULL DEFAULT '',      -- why it does not get on as fast as it could
   note          jsonb NOT NULL DEFAULT '{}',   -- what the kind keeps for itself
   error         jsonb,
-  updated_at    timestamptz NOT NULL DEFAULT clock_timestamp()
+  updated_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+  version       bigint NOT NULL DEFAULT 1,     -- grows with every change: who watches compares it
+  applied_key   text,                          -- identity of who applied it: the second one is another
+  retrying      boolean NOT NULL DEFAULT false,  -- failed items are tried once more
+  items_gone    boolean NOT NULL DEFAULT false,  -- its items are being deleted: no retry, no undo
+  items_left    boolean NOT NULL DEFAULT true    -- some of them may still be there
 ) WITH (fillfactor = 50);
 CREATE INDEX operations_active ON everstate.operations (operation_id)
   WHERE state IN ('queued', 'running', 'paused', 'undoing');
+CREATE INDEX operations_unapplied ON everstate.operations (expires_at)
+  WHERE state IN ('planned', 'awaiting');
+CREATE INDEX operations_items_kept ON everstate.operations (operation_id) WHERE items_left
+  AND state IN ('expired', 'review', 'done', 'failed', 'cancelled', 'undone');
 
 -- What an operation acts on, in order: exactly what was reviewed. An entity, or something else of the
 -- kind (`ref`, `position`). `before` is what undo needs.

@@ -53,7 +53,8 @@ def operation_row(kind: str, **fields: Any) -> OperationRow:
         "seconded_by": None, "seconded_at": None, "started_at": now, "finished_at": None,
         "undo_until": None, "undone_by": None, "undo_reason": None, "rate": None, "cursor": 0,
         "done": 0, "skipped": 0, "failed": 0, "undone": 0, "events": 0, "bytes": 0, "waits": "",
-        "note": {}, "error": None, "updated_at": now,
+        "note": {}, "error": None, "updated_at": now, "version": 1, "applied_key": None,
+        "retrying": False, "items_gone": False,
     }  # fmt: skip
     return OperationRow(**given | fields)
 
