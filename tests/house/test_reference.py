@@ -93,4 +93,5 @@ def test_no_label_of_a_metric_is_for_an_id_or_a_payload() -> None:
         "status",
         "projection",
         "version",
+        "kind",
     }
