@@ -26,7 +26,8 @@ class SnapshotInfo:
     """A stored snapshot without its payload.
 
     ``position`` and ``event_at_us`` are those of the newest event it covers (0: not known);
-    ``verified_at_us``: load = replay was proven then (0: never); ``covers``: the floor rests on it.
+    ``verified_at_us``: load = replay was proven then (0: never); ``covers``: the floor rests on it;
+    ``usable``: loads use it, by the settings of the entity type.
     """
 
     entity_type: str
@@ -41,6 +42,33 @@ class SnapshotInfo:
     verified_at_us: int
     source: Source
     covers: bool
+    usable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class DueEntity:
+    """An entity that its type's policy wants a snapshot of.
+
+    ``snapshot_sequence`` is that of the newest usable snapshot (0: none); ``reason``: ``events`` or
+    ``age``.
+    """
+
+    entity_type: str
+    entity_id: str
+    sequence: int
+    snapshot_sequence: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DuePage:
+    """Some entities that are due, by id; go on ``after`` this id, or at an end when it is empty.
+
+    A page may hold fewer than asked for, even none, and not be the last.
+    """
+
+    entities: tuple[DueEntity, ...]
+    after: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,8 @@ from kernel import clock
 from kernel.database import Database, DatabaseSettings
 from sidecar_api.client import Client
 from sidecar_api.server import NodeServer, ServerSettings
+from snapshots.memory import MemorySnapshots, MemoryTypes
+from snapshots.store import SnapshotStore, TypeStore
 from tests.conformance.subject import Subject, set_floor_in, set_state_in, set_type_in
 
 KINDS = ["memory", "store-18", "client-18", "store-15"]
@@ -78,7 +80,9 @@ async def implementation(place: Place) -> AsyncIterator[Subject]:
         async def set_type(kind: str, rules: TypeRules) -> None:
             memory.set_rules(kind, rules)
 
-        yield Subject("memory", memory, "", "", set_state, set_floor, set_type)
+        kinds = MemoryTypes(memory)
+        snapshots = MemorySnapshots(memory, kinds)
+        yield Subject("memory", memory, "", "", set_state, set_floor, set_type, snapshots, kinds)
         return
     database = await Database.open(DatabaseSettings(place.url))
     store = StoreJournal(database, StoreSettings(node="conformance"))
@@ -87,6 +91,8 @@ async def implementation(place: Place) -> AsyncIterator[Subject]:
         partial(set_state_in, store),
         partial(set_floor_in, store),
         partial(set_type_in, store),
+        SnapshotStore(database, store),
+        TypeStore(database, store),
     )
     try:
         if place.kind == "store":

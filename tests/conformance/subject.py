@@ -124,6 +124,10 @@ class Subject:
     states: SetState | None = None
     floors: SetFloor | None = None
     types: SetType | None = None
+    snapshots: Any = None
+    """`snapshots.store.SnapshotStore`, its twin, or the client of its service."""
+    kinds: Any = None
+    """`snapshots.store.TypeStore`, or its twin."""
 
     async def set_floor(self, name: str, floor: int, *, kind: str = TYPE) -> None:
         """As compaction does it, and its undo."""
