@@ -57,6 +57,7 @@ UPDATE batches SET recorded_at = timestamptz '2024-01-01Z'
 INSERT INTO snapshots (entity_key, seq, recorded_at, log_id, type, content_type, payload)
   SELECT k, s, now(), {LOG}, 'state', 'text/plain', 'state'
   FROM generate_series(1, {ENTITIES}) k, generate_series(10, 40, 10) s;
+INSERT INTO entity_marks (log_id, entity_key) VALUES ({LOG}, 7);
 """
 
 
@@ -98,6 +99,7 @@ IN_RANGE = (CHUNK + 1, CHUNK + 500, *ANY[2:])
 OF_TIME = (*ANY[:13], 0, 2**60, None, None)
 OF_SIZE = (*ANY[:15], 1, 2**60)
 DUE = (*ANY[:8], "due", *ANY[9:])
+SAVE = (LOG, [7], [1], [7], [7], ["S"], ["t"], "{x}", [True], 0, False)
 SCAN, LISTED = (1, "", "e1", "f", 50), ([1, 1], ["e7", "e8"])
 
 HOT = [
@@ -159,8 +161,19 @@ HOT = [
             ("fold_entity", "entities", (LOG, "kind1", "e7")),
             ("fold_snapshot", "snapshots", (LOG, 7, 1, 25, ["state"])),
             ("fold_snapshots", "snapshots", (LOG, 7, 1, 25, 10)),
+            ("snapshot_get", "snapshots", (LOG, "kind1", "e7", 25, None)),
+            ("snapshot_get", "entities", (LOG, "kind1", "e7", 25, AT)),
+            ("snapshots_list", "snapshots", (LOG, "kind1", "e7", 25, 10)),
+            ("snapshot_remove", "snapshots", (LOG, 7, 10, 2)),
+            ("snapshot_entity", "entities", (LOG, "kind1", "e7")),
+            ("snapshot_save", "snapshots", SAVE),
+            ("snapshots_due", "snapshots", (LOG, "kind1", "e1", 10, True)),
+            ("snapshots_due", "entities", (LOG, "kind1", "e1", 10, False)),
         )
     ),
+    Hot("snapshot_save", SAVE, LEAF_ENTITY, 1, package="snapshots"),
+    Hot("snapshots_due", (LOG, "kind1", "e1", 10, True), LEAF_ENTITY, package="snapshots"),
+    Hot("snapshots_purge", (AT, 10), "_removed_at_idx", on="snapshots", package="snapshots"),
 ]
 
 
