@@ -12,7 +12,7 @@ from admin_ui import app as admin_app
 from admin_ui import errors
 from admin_ui.guard import SECURITY_HEADERS, Limits
 from admin_ui.services import AdminSettings as AppSettings
-from everstate import __version__, health
+from everstate import __version__, folding, health
 from everstate.container import check_database
 from everstate.settings import AdminSettings, dev_variables
 from kernel import database as db
@@ -60,6 +60,7 @@ async def admin(settings: AdminSettings, host: str) -> AsyncIterator[RunningAdmi
                 if settings.tls_cert and settings.tls_key
                 else None
             )
+            user = await folding.lenient(database, settings.app)
             services = admin_app.services(
                 database,
                 AppSettings(
@@ -72,6 +73,7 @@ async def admin(settings: AdminSettings, host: str) -> AsyncIterator[RunningAdmi
                     # The others are for tokens, heartbeats and operators.
                     reads=max(1, settings.database_connections - 3),
                 ),
+                user,
             )
             app = admin_app.application(services)
             port = listener.getsockname()[1]

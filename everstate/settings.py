@@ -43,6 +43,11 @@ class AdminSettings(DatabaseChoice):
     database_connections: int = Field(
         8, ge=2, le=200, description="Most connections to the database."
     )
+    app: Path | None = Field(
+        None,
+        description="everstate.toml or pyproject.toml of your code (folds), or its folder; not set:"
+        " here.",
+    )
     admin_requests: int = Field(64, ge=1, description="Most requests at work at once.")
     read_seconds: float = Field(
         10.0, gt=0, le=60, description="Statements on read models end after this."

@@ -31,6 +31,7 @@ from projections.worker import WorkerSettings as Pace
 from schemas.descriptors import Decoder
 from schemas.store import DescriptorStore
 from schemas.upcasters import from_user_code
+from snapshots import fold_registry
 
 log = structlog.get_logger(__name__)
 
@@ -60,6 +61,7 @@ async def worker(settings: WorkerSettings, host: str) -> AsyncIterator[RunningWo
             )
         upcasters = from_user_code(code)
         definitions = registry.load(code) if code is not None else []
+        folds = fold_registry.load(code)
         async with (
             _database(settings, settings.database_connections) as database,
             _database(settings, _LEASE_CONNECTIONS) as leases,
@@ -67,6 +69,7 @@ async def worker(settings: WorkerSettings, host: str) -> AsyncIterator[RunningWo
         ):
             await check_database(database, lenient=settings.dev)
             await register(database, definitions)
+            await fold_registry.register(database, folds)
             decoder = Decoder(DescriptorStore(database), upcasters)
             lease = timedelta(seconds=settings.lease_seconds)
             journal = StoreJournal(

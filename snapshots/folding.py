@@ -224,7 +224,7 @@ class Folding:
         entity_id: str,
         *,
         sequence: int = 0,
-        time_us: int = 0,
+        time_us: int | None = None,
         full: bool = False,
         seconds: float = SECONDS,
     ) -> FoldedState:
@@ -272,7 +272,7 @@ class Folding:
         definition = self.folds.named(entity_type)
         async with deadline(seconds, definition):
             entity = await entity_of(journal, log, entity_type, entity_id)
-            to = await target_of(journal, entity, sequence, 0)
+            to = await target_of(journal, entity, sequence, None)
             async with self.run(definition, entity) as run:
                 await self._fold(journal, run, to, full=True)
                 payload = await self.threads.run(lambda: _proven(run), self.batch_seconds)
@@ -361,11 +361,11 @@ async def entity_of(journal: Journal, log: str, entity_type: str, entity_id: str
     )  # fmt: skip
 
 
-async def target_of(journal: Journal, entity: Entity, sequence: int, time_us: int) -> int:
+async def target_of(journal: Journal, entity: Entity, sequence: int, time_us: int | None) -> int:
     """The sequence number that is asked for; see `Folding.state_at`."""
-    if sequence and time_us:
+    if sequence and time_us is not None:
         raise InvalidArgument("at", "give either sequence or at")
-    if time_us:
+    if time_us is not None:
         found = await before(
             journal.database, entity.log_id, [entity.key], [entity.first_position],
             [entity.last_position], [entity.last], time_us,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from everstate.commands import state
 from everstate.commands.common import (
     Json,
     Limit,
@@ -34,6 +35,7 @@ def register(app: typer.Typer) -> None:
     group.command("list")(list_entities)
     group.command("show")(show_entity)
     group.command("append")(append)
+    state.register(group, app)
     app.add_typer(group, name="entity")
 
 
