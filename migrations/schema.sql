@@ -1580,6 +1580,12 @@ CREATE TABLE everstate.audit_outbox (
   at          timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
+-- What operations began elsewhere: looked up by the operation, so that a kill never begins it twice.
+ALTER TABLE everstate.projection_builds
+  ADD COLUMN operation_id uuid;                -- that ordered it
+ALTER TABLE everstate.consumer_groups
+  ADD COLUMN sought_by uuid;                   -- the operation that moved it last; null: a client did
+
 -- == 0003: set_entity_states_v1
 
 -- Sets the state of entities (0 active, 1 deleted, 2 tombstoned): the only writer of entities beside

@@ -40,8 +40,8 @@ def keys_of(items: Sequence[Item]) -> Keys:
 async def lock(
     connection: Connection, schema: str, log_id: int, items: Sequence[Item]
 ) -> Mapping[int, Mark]:
-    """The marks of the items' entities, locked until the transaction ends; missing: no entity."""
-    keys = keys_of(items)
-    await connection.execute(sql.load("operations", "marks_make", schema), log_id, *keys)
-    rows = await connection.fetch(sql.load("operations", "marks_lock", schema), log_id, keys.keys)
+    """The marks of the items' entities, locked until the transaction ends."""
+    keys = keys_of(items).keys
+    await connection.execute(sql.load("operations", "marks_make", schema), log_id, keys)
+    rows = await connection.fetch(sql.load("operations", "marks_lock", schema), log_id, keys)
     return {row[0]: Mark(*row) for row in rows}

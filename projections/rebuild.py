@@ -74,6 +74,25 @@ class Build:
 
 
 @dataclass(frozen=True, slots=True)
+class Ordered:
+    """A build that an operation has ordered. ``error``: JSON, why it failed; the rest: `Build`."""
+
+    version: int
+    build: int
+    state: str
+    target_position: int
+    error: str | None
+    low: int
+    halted: int
+    held: int
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """(version, build)."""
+        return self.version, self.build
+
+
+@dataclass(frozen=True, slots=True)
 class _State:
     """A projection as it is while its row is locked."""
 
@@ -129,18 +148,27 @@ class Rebuilds:
     # Ordering
 
     async def order(
-        self, name: str, *, auto_switch: bool = False, timeout: float = 10
+        self,
+        name: str,
+        *,
+        auto_switch: bool = False,
+        operation: str | None = None,
+        timeout: float = 10,
     ) -> tuple[int, int]:
         """Orders another build of the live version; a worker that has its code fills it.
 
-        ``auto_switch``: readers are switched to it as soon as it has caught up. Returns (version,
-        build).
+        ``auto_switch``: readers are switched to it as soon as it has caught up. ``operation`` (a
+        UUID): a build that it has ordered before is not ordered again. Returns (version, build).
 
         Raises:
             NotFound: there is no such projection. Conflict: another build is under way.
 
         """
         async with self._locked(name, timeout) as (connection, state):
+            if operation is not None:
+                row = await connection.fetchrow(self._sql("rebuild_of"), name, operation)
+                if row is not None:
+                    return row["version"], row["build"]
             for build in state.builds:
                 if build.state in ("ordered", "building", "ready"):
                     raise Conflict(
@@ -152,9 +180,15 @@ class Rebuilds:
             schema = schema_name(name, version, number)
             role = role_name(state.database, self._database.schema, schema)
             await connection.fetchrow(
-                self._sql("rebuild_order"), name, version, schema, role, auto_switch, number
-            )
+                self._sql("rebuild_order"), name, version, schema, role, auto_switch, number,
+                operation,
+            )  # fmt: skip
             return version, number
+
+    async def ordered_by(self, name: str, operation: str) -> Ordered | None:
+        """The build that an operation (its UUID) has ordered, retired or not."""
+        row = await self._database.fetchrow(self._sql("rebuild_of"), name, operation, timeout=10)
+        return None if row is None else Ordered(**row)
 
     async def discard(
         self, name: str, key: tuple[int, int] | None = None, *, timeout: float = 10

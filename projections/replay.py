@@ -148,9 +148,12 @@ async def order(
     reason: str,
     principal: str = "",
     rate: float | None = None,
+    replay_id: str | None = None,
     timeout: float = 10,
 ) -> ReplayRow:
     """Orders a replay into the live build; workers do it. ``rate``: events a second and segment.
+
+    ``replay_id`` (a UUID): one that was ordered before is not ordered again, its row is returned.
 
     Raises:
         NotFound: there is no such projection. InvalidArgument: names the field and the limit.
@@ -161,7 +164,7 @@ async def order(
         raise InvalidArgument("reason", f"is empty or longer than {MAX_REASON} characters")
     if rate is not None and not 0 < rate <= 1e6:
         raise InvalidArgument("rate", f"{rate:g} is not above 0 and at most 1,000,000 a second")
-    replay_id = ids.new_id()
+    replay_id = replay_id or ids.new_id()
     schema = database.schema
     slices = sorted({ids.slice_of(*pair) for pair in selection.entities})
     async with database.connection(timeout, writing=True) as connection, connection.transaction():
@@ -169,12 +172,14 @@ async def order(
         if row is None:
             raise NotFound(f"there is no projection {name!r}")
         key = name, row["live_version"], row["live_build"]
+        before = await connection.fetch(
+            store.statement("replays", schema), name, replay_id, 1, None
+        )
+        if before:
+            return _row(before[0])
         what = await store.run(connection, "replay_what", schema, *key)
         if not what["replayable"]:
-            raise Conflict(
-                f"projection {name!r} cannot replay entities: it does not say how one is deleted"
-                " (`delete_entity` in Python, `-- delete entity` in SQL); rebuild it instead"
-            )
+            raise not_replayable(name)
         if what["running"] is not None:
             raise Conflict(f"projection {name!r}: replay {what['running']} is running")
         check(selection, what["entity_types"], what["head"])
@@ -183,6 +188,14 @@ async def order(
             orjson.dumps(selection.json()).decode(), rate, reason, principal, slices or None,
         )  # fmt: skip
     return await get(database, name, replay_id)
+
+
+def not_replayable(name: str) -> Conflict:
+    """That entities of a projection cannot be replayed."""
+    return Conflict(
+        f"projection {name!r} cannot replay entities: it does not say how one is deleted"
+        " (`delete_entity` in Python, `-- delete entity` in SQL); rebuild it instead"
+    )
 
 
 async def get(
@@ -242,11 +255,12 @@ async def _rows(
         sql.load("projections", "replays", database.schema), name, replay_id, limit,
         before, timeout=timeout,
     )  # fmt: skip
-    return [
-        ReplayRow(**{**row, "selection": orjson.loads(row["selection"]),
-                     "error": orjson.loads(row["error"]) if row["error"] else None})
-        for row in rows
-    ]  # fmt: skip
+    return [_row(row) for row in rows]
+
+
+def _row(row: Any) -> ReplayRow:
+    error = orjson.loads(row["error"]) if row["error"] else None
+    return ReplayRow(**{**row, "selection": orjson.loads(row["selection"]), "error": error})
 
 
 # Doing

@@ -142,8 +142,10 @@ class Upkeep:
                 await builds.make(
                     connection, schema, place, definition, key[1], "building", order["head"]
                 )
-                if order["auto_switch"]:
-                    await store.run(connection, "rebuild_auto", schema, name, *key)
+                await store.run(
+                    connection, "rebuild_auto", schema, name, *key, order["auto_switch"],
+                    order["operation_id"],
+                )  # fmt: skip
         except (ConfigurationError, Conflict) as error:
             told = orjson.dumps({"code": error.code, "message": error.message}).decode()
             await database.fetchrow(

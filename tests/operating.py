@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID
 
 import orjson
 
@@ -16,7 +15,7 @@ from journal.store import StoreJournal
 from kernel.database import Connection, Database
 from kernel.ids import new_id
 from operations.kinds import kind_named
-from operations.kinds.base import Candidate, Context, EntityKind, Environment, TaskKind
+from operations.kinds.base import Advance, Candidate, Context, EntityKind, Environment, TaskKind
 from operations.model import (
     Item,
     ItemState,
@@ -236,29 +235,80 @@ async def table(database: Database, name: str, order: str) -> list[str]:
     return [row[0] for row in rows]
 
 
-async def store_operation(
-    database: Database, operation: OperationRow, items: AsyncIterator[Any]
-) -> tuple[OperationRow, PlanBody]:
-    """Writes a task's operation and its items as the engine does."""
-    body = PlanBody()
-    rows: list[Item] = []
-    async for one in items:
-        if isinstance(one, PlanBody):
-            body = one
+@dataclass
+class Task:
+    """An operation of a task kind. ``row`` is the operation as the engine would keep it."""
+
+    kind: Any
+    context: Context
+    items: list[Item]
+    body: PlanBody
+    row: OperationRow
+
+    @classmethod
+    async def plan(
+        cls,
+        journal: StoreJournal,
+        kind: str,
+        target: str,
+        selection: Selection = DEFAULT,
+        rate: float | None = None,
+        **parameters: Any,
+    ) -> Task:
+        of: Any = kind_named(kind)
+        context = await context_of(
+            journal, of, parameters, selection, target=target, rate=rate, head=0
+        )
+        items: list[Item] = []
+        body = PlanBody()
+        async for one in of.plan(context, target):
+            if isinstance(one, PlanBody):
+                body = one
+            else:
+                items.append(replace(one, no=len(items) + 1))
+        assert context.operation is not None
+        row = replace(
+            context.operation, items=len(items), head=context.head,
+            plan=orjson.loads(orjson.dumps(body)),
+        )  # fmt: skip
+        context.operation = row
+        return cls(of, context, items, body, row)
+
+    async def check(self) -> float:
+        """Drift."""
+        found: float = await self.kind.check(self.row, self.context)
+        return found
+
+    async def advance(self) -> Advance:
+        """A call, and what the engine keeps of it."""
+        said: Advance = await self.kind.advance(self.row, self.context)
+        self._keep(said)
+        return said
+
+    async def forgotten(self) -> Advance:
+        """A call after which the worker is killed: nothing of it is kept."""
+        said: Advance = await self.kind.advance(self.row, self.context)
+        return said
+
+    async def cancel(self) -> None:
+        """The wish, and the call."""
+        self.row = replace(self.row, wish="cancel")
+        await self.kind.cancel(self.row, self.context)
+
+    async def undo(self) -> Advance:
+        """A call of undo."""
+        if self.row.state is not State.UNDOING:
+            self.row = replace(self.row, state=State.UNDOING, note={})
+        said: Advance = await self.kind.undo(self.row, self.context)
+        self._keep(said)
+        return said
+
+    def _keep(self, said: Advance) -> None:
+        note = self.row.note if said.note is None else orjson.loads(orjson.dumps(said.note))
+        if self.row.state is State.UNDOING:
+            self.row = replace(self.row, undone=said.done, note=note)
         else:
-            rows.append(one)
-    number = UUID(operation.id.removeprefix("op-"))
-    await database.fetch(
-        "INSERT INTO everstate.operations (operation_id, kind, state, target, selection,"
-        " parameters, plan, digest, head, items, planned_by, expires_at, applied_by, reason)"
-        " VALUES ($1, $2, 'running', $3, '{}', '{}', '{}', '', 0, $4, 'ann', now(), 'bob', $5)",
-        number, operation.kind, operation.target, len(rows), operation.reason,
-    )  # fmt: skip
-    await database.fetch(
-        "INSERT INTO everstate.operation_items (operation_id, no, entity_id, sequence, target,"
-        " position, events) SELECT $1, w.* FROM unnest($2::bigint[], $3::text[], $4::bigint[],"
-        " $5::bigint[], $6::bigint[], $7::bigint[]) w",
-        number, [i.no for i in rows], [i.entity_id for i in rows], [i.sequence for i in rows],
-        [i.target for i in rows], [i.position for i in rows], [i.events for i in rows],
-    )  # fmt: skip
-    return replace(operation, items=len(rows)), body
+            self.row = replace(
+                self.row, done=said.done, skipped=said.skipped, events=said.events, note=note
+            )
+        self.context.operation = self.row

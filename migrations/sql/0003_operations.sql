@@ -111,3 +111,9 @@ CREATE TABLE everstate.audit_outbox (
   principal   text NOT NULL,
   at          timestamptz NOT NULL DEFAULT clock_timestamp()
 );
+
+-- What operations began elsewhere: looked up by the operation, so that a kill never begins it twice.
+ALTER TABLE everstate.projection_builds
+  ADD COLUMN operation_id uuid;                -- that ordered it
+ALTER TABLE everstate.consumer_groups
+  ADD COLUMN sought_by uuid;                   -- the operation that moved it last; null: a client did

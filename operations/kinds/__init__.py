@@ -8,11 +8,14 @@ from typing import TypeGuard
 from kernel.errors import InvalidArgument
 from operations.kinds.base import EntityKind, TaskKind
 from operations.kinds.holds import Hold, Release
+from operations.kinds.projections import Rebuild, Replay
 from operations.kinds.states import SoftDelete, Tombstone, Undelete
 
 _ALL: tuple[EntityKind | TaskKind, ...] = (
     Hold(),
+    Rebuild(),
     Release(),
+    Replay(),
     SoftDelete(),
     Tombstone(),
     Undelete(),

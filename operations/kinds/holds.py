@@ -81,9 +81,8 @@ class Hold:
     ) -> Sequence[Outcome]:
         """Adds the holds that are missing; others are not touched."""
         operation, schema = running(context), context.database.schema
-        there = await marks.lock(connection, schema, context.log_id, items)
-        present = [item for item in items if item.entity_key in there]
-        keys = marks.keys_of(present)
+        await marks.lock(connection, schema, context.log_id, items)
+        keys = marks.keys_of(items)
         rows = await connection.fetch(
             sql.load("operations", "holds_add", schema), context.log_id, *keys,
             context.parameters.label, operation.reason or "", operation.applied_by or "",
@@ -94,9 +93,7 @@ class Hold:
         return [
             Outcome(item.no, ItemState.DONE)
             if item.entity_key in added
-            else Outcome(
-                item.no, ItemState.SKIPPED, "current" if item.entity_key in there else "gone"
-            )
+            else Outcome(item.no, ItemState.SKIPPED, "current")
             for item in items
         ]
 

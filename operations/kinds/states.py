@@ -74,10 +74,7 @@ class _States:
         outcomes: list[Outcome] = []
         going: list[Item] = []
         for item in items:
-            mark = there.get(item.entity_key or 0)
-            if mark is None:
-                outcomes.append(Outcome(item.no, ItemState.SKIPPED, "gone"))
-                continue
+            mark = there[item.entity_key or 0]
             refused = self._refuse(states[mark.entity_key], held=mark.held)
             if refused is not None:
                 outcomes.append(Outcome(item.no, ItemState.SKIPPED, refused.reason))
@@ -103,9 +100,9 @@ class _States:
         outcomes: list[Outcome] = []
         going: list[tuple[Item, int, str | None]] = []
         for item in items:
-            mark = there.get(item.entity_key or 0)
+            mark = there[item.entity_key or 0]
             before = item.before["state"]
-            if mark is None or str(mark.state_by) != mine or states[mark.entity_key] != self.enters:
+            if str(mark.state_by) != mine or states[mark.entity_key] != self.enters:
                 outcomes.append(Outcome(item.no, ItemState.NOT_UNDONE, "changed"))
             elif mark.held and before != ACTIVE:
                 outcomes.append(Outcome(item.no, ItemState.NOT_UNDONE, "held"))

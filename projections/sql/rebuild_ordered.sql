@@ -1,5 +1,6 @@
 -- Takes an order out of the list, to make the build in the same transaction. $1 name, $2 version,
--- $3 build. Row: auto_switch, log_id's head; no row: another worker makes it, or it was discarded.
+-- $3 build. Row: auto_switch, operation_id, log_id's head; no row: another worker makes it, or it
+-- was discarded.
 -- Index: projection_builds_pkey, batches_pkey.
 WITH o AS (
   SELECT d.name, d.version, d.build FROM everstate.projection_builds d
@@ -8,9 +9,9 @@ WITH o AS (
 ), gone AS (
   DELETE FROM everstate.projection_builds d USING o
   WHERE d.name = o.name AND d.version = o.version AND d.build = o.build
-  RETURNING d.name, d.version, d.auto_switch
+  RETURNING d.name, d.version, d.auto_switch, d.operation_id
 )
-SELECT gone.auto_switch, h.last_position AS head
+SELECT gone.auto_switch, gone.operation_id, h.last_position AS head
 FROM gone
 JOIN everstate.projection_versions v ON v.name = gone.name AND v.version = gone.version
 CROSS JOIN LATERAL (
