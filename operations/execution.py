@@ -212,6 +212,7 @@ class Execution(ABC):
                 self.around.environment,
             )  # fmt: skip
             self._context_at = now
+        self._context.operation = row
         return self._context
 
     async def rest(self, seconds: float) -> None:
