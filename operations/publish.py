@@ -7,6 +7,7 @@ that was appended before a kill is recognised, and only then deleted from the ou
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from datetime import timedelta
 from typing import Any, Final
@@ -74,8 +75,14 @@ class Publisher:
                 if not more:
                     await asyncio.sleep(every.total_seconds() * random.uniform(0.8, 1.2))  # noqa: S311
         finally:
-            if self._lease is not None:
-                await asyncio.shield(self._leases.release(self._lease, timeout=2))
+            await asyncio.shield(self.close())
+
+    async def close(self) -> None:
+        """Gives the lease back, so that another worker goes on at once."""
+        if self._lease is not None:
+            lease, self._lease = self._lease, None
+            with contextlib.suppress(EverstateError):
+                await self._leases.release(lease, timeout=2)
 
     async def step(self) -> bool:
         """Publishes some; whether there may be more now.
