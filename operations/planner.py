@@ -8,6 +8,7 @@ counted by reason. Memory is bounded by a page.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import struct
 from collections import Counter
@@ -40,6 +41,7 @@ ITEMS_PER_SECOND: Final = 2_000.0
 """How fast a kind is taken to be when it does not say (``items_per_second``)."""
 
 _SECONDS = 30.0
+_Judged = tuple[Sequence[Candidate], Sequence[Planned | Excluded]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,16 +269,27 @@ async def _qualified(
                     yield (each.entity_type_id, each.entity_id), verdict.target
 
 
-async def _judged(
-    context: Context, kind: EntityKind, now_us: int
-) -> AsyncGenerator[tuple[Sequence[Candidate], Sequence[Planned | Excluded]], None]:
-    """Pages of candidates and what the kind says of each; one page is read ahead."""
+async def _judged(context: Context, kind: EntityKind, now_us: int) -> AsyncGenerator[_Judged, None]:
+    """Pages of candidates and what the kind says of each; one page is read and judged ahead."""
     resolved = await selection.resolve(
-        context.database, context.journal, context.selection, context.settings, now_us=now_us
-    )
+        context.database, context.journal, context.selection, now_us=now_us,
+        snapshots=getattr(kind, "reads_snapshots", True),
+    )  # fmt: skip
     async with aclosing(selection.pages(context.database, resolved)) as pages:
-        async for page in pages:
-            yield page, await kind.judge(page, context)
+
+        async def judge() -> _Judged | None:
+            page = await anext(pages, None)
+            return None if page is None else (page, await kind.judge(page, context))
+
+        ahead = asyncio.create_task(judge())
+        try:
+            while (judged := await ahead) is not None:
+                ahead = asyncio.create_task(judge())
+                yield judged
+        finally:
+            if not ahead.done():
+                ahead.cancel()
+                await asyncio.gather(ahead, return_exceptions=True)
 
 
 def _sample(item: Item) -> dict[str, Any]:

@@ -9,13 +9,14 @@ types. The conditions are the same for all and are judged in the database.
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, NamedTuple
 
 import orjson
 
-from journal.queries import page_token, parse_token
+from journal.preparation import check_text
 from journal.store import StoreJournal
 from kernel import clock, sql
 from kernel.database import Database
@@ -103,11 +104,13 @@ async def resolve(
     database: Database,
     journal: StoreJournal,
     selection: Selection,
-    settings: Mapping[str, TypeSettings],
     *,
     now_us: int | None = None,
+    snapshots: bool = True,
 ) -> Resolved:
     """Makes numbers of a selection. ``now_us``: from when ages count (default: now).
+
+    ``snapshots`` False: nobody wants to know the newest one of each candidate.
 
     Raises:
         LogNotFound: there is no such log. NotFound: there is no such entity type; names it.
@@ -146,9 +149,7 @@ async def resolve(
             if low <= each.entity_id < below and (types is None or each.type_id in types)
         )
     now_us = clock.now_us() if now_us is None else now_us
-    if where.snapshot == "due":
-        await journal.names.find_entity_types(list(settings), _SECONDS)
-    conditions = _conditions(where, first, last, settings, journal, now_us)
+    conditions = _conditions(where, first, last, now_us, snapshots=snapshots)
     return Resolved(log_id, entities, types, first, last, low, below, conditions)
 
 
@@ -206,8 +207,7 @@ async def search(
     """
     if not 1 <= limit <= 1_000:
         raise InvalidArgument("limit", f"{limit} is not from 1 to 1000")
-    settings = await load_settings(database)
-    resolved = await resolve(database, journal, selection, settings)
+    resolved = await resolve(database, journal, selection)
     after = await _parse_token(journal, token) if token else None
     found: list[Candidate] = []
     looked = 0
@@ -219,13 +219,13 @@ async def search(
         looked += heads
         if len(page.candidates) > room:
             last = found[-1]
-            return Found(tuple(found), page_token(last.entity_type, last.entity_id))
+            return Found(tuple(found), _token(last.entity_type, last.entity_id))
         if page.cursor is None:
             return Found(tuple(found), "")
         after = page.cursor
         if len(found) == limit or looked >= _LOOKED_AT:
             name = (await _names(journal, [after.type_id]))[after.type_id]
-            return Found(tuple(found), page_token(name, after.entity_id))
+            return Found(tuple(found), _token(name, after.entity_id))
 
 
 async def look(database: Database, resolved: Resolved, after: Cursor | None, heads: int) -> Page:
@@ -241,7 +241,7 @@ async def look(database: Database, resolved: Resolved, after: Cursor | None, hea
         resolved.log_id, *resolved.conditions, type_id, resolved.low, after_id, resolved.below,
         heads, timeout=_SECONDS,
     )  # fmt: skip
-    found = [Candidate(*row[:15]) for row in rows if row[15]]
+    found = [Candidate._make(row[:15]) for row in rows if row[15]]
     if len(rows) == heads:
         return Page(found, Cursor(type_id, rows[-1]["entity_id"]))
     # Of this type there are no more: on with the next one, after an id that is above all.
@@ -260,7 +260,7 @@ async def _listed(database: Database, resolved: Resolved, after: Cursor | None, 
         resolved.log_id, *resolved.conditions, [each.type_id for each in part],
         [each.entity_id for each in part], timeout=_SECONDS,
     )  # fmt: skip
-    found = [Candidate(*row[:15]) for row in rows if row[15]]
+    found = [Candidate._make(row[:15]) for row in rows if row[15]]
     return Page(found, part[-1] if start + heads < len(entities) else None)
 
 
@@ -319,11 +319,27 @@ async def _names(journal: StoreJournal, type_ids: Iterable[int]) -> Mapping[int,
     return known
 
 
+def _token(name: str, entity_id: str) -> str:
+    return base64.urlsafe_b64encode(orjson.dumps([name, entity_id])).decode()
+
+
 async def _parse_token(journal: StoreJournal, token: str) -> Cursor:
-    kind, entity_id = parse_token(token)
-    if not await journal.names.find_entity_types([kind], _SECONDS):
+    try:
+        name, entity_id = orjson.loads(base64.urlsafe_b64decode(token.encode()))
+        check_text("page_token", name, 255)
+        check_text("page_token", entity_id, 512, empty=True)  # empty: before the type's first
+    except (ValueError, TypeError, AttributeError, InvalidArgument):
+        raise InvalidArgument("page_token", "is not one this server made") from None
+    if not await journal.names.find_entity_types([name], _SECONDS):
         raise InvalidArgument("page_token", "belongs to another list")
-    return Cursor(journal.names.entity_ids[kind], entity_id)
+    return Cursor(journal.names.entity_ids[name], entity_id)
+
+
+async def last_position(journal: StoreJournal, log_id: int, selection: Selection) -> int | None:
+    """The position up to which a selection's ``to`` goes, inclusive; None: there is none."""
+    if selection.to is None:
+        return None
+    return (await _range(journal, log_id, selection))[1]
 
 
 async def _range(journal: StoreJournal, log_id: int, selection: Selection) -> tuple[int, int]:
@@ -379,32 +395,21 @@ async def _of_range(
 
 
 def _conditions(
-    where: Where,
-    first: int,
-    last: int,
-    settings: Mapping[str, TypeSettings],
-    journal: StoreJournal,
-    now_us: int,
+    where: Where, first: int, last: int, now_us: int, *, snapshots: bool
 ) -> tuple[Any, ...]:
-    """Arguments $2 to $18 of the candidates statements."""
-    due: list[tuple[int, int, int]] = []
-    if where.snapshot == "due":
-        ids = journal.names.entity_ids
-        due = [
-            (ids[name], each.snapshot_every, each.snapshot_age_s)
-            for name, each in settings.items()
-            if name in ids and (each.snapshot_every or each.snapshot_age_s)
-        ]
-    since = None if where.since is None else where.since.at(now_us)
-    before = None if where.before is None else where.before.at(now_us) - 1
+    """Arguments $2 to $16 of the candidates statements."""
     ranged = first > 0 or last > 0
+    since, before = (
+        None if instant is None else clock.from_us(max(instant.at(now_us), language.OLDEST_US))
+        for instant in (where.since, where.before)
+    )
     return (
         first if ranged else None, last if ranged else None,
         where.events.low or 0, _NO_END if where.events.high is None else where.events.high,
         where.sequence.low or 0, _NO_END if where.sequence.high is None else where.sequence.high,
         _STATES[where.state] if where.state else None, where.held, where.snapshot or None,
-        *([each[i] for each in due] for i in range(3)), clock.from_us(now_us),
-        since, before, where.size.low, where.size.high,
+        clock.from_us(now_us), since, before, where.size.low, where.size.high,
+        snapshots or bool(where.snapshot),
     )  # fmt: skip
 
 

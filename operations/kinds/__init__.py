@@ -7,11 +7,13 @@ from typing import TypeGuard
 
 from kernel.errors import InvalidArgument
 from operations.kinds.base import EntityKind, TaskKind
+from operations.kinds.compact import Compact
 from operations.kinds.holds import Hold, Release
 from operations.kinds.projections import Rebuild, Replay
 from operations.kinds.states import SoftDelete, Tombstone, Undelete
 
 _ALL: tuple[EntityKind | TaskKind, ...] = (
+    Compact(),
     Hold(),
     Rebuild(),
     Release(),

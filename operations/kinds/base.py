@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from journal.store import StoreJournal
 from kernel.database import Connection, Database
@@ -30,8 +30,7 @@ from operations.model import (
 from snapshots.model import TypeSettings
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """An entity that matches a selection: its head and its marks (`operations.selection`).
 
     ``snapshot`` is the newest snapshot's sequence number (0: none); ``floor_snapshot`` the one that

@@ -1,14 +1,13 @@
 -- Entities of one type by id, with whether they match: the next heads, all of them, so that none is
 -- looked at twice and no call takes long, however few match.
--- $1 log, $19 entity type, $20 ids from this one, $21 after this one, $22 below this one, $23 heads.
+-- $1 log, $17 entity type, $18 ids from this one, $19 after this one, $20 below this one, $21 heads.
 -- $2, $3 first and last position of a range that it has an event in (null: any); $4, $5 least and most
 -- events; $6, $7 the same of its sequence number; $8 state, $9 held, $10 snapshot: none, any, due
--- (null: any); for due: $11 entity types, $12 events and $13 seconds after which one is, $14 now;
--- $15, $16 event time of its last event, in microseconds, inclusive; $17, $18 bytes of its payloads
--- (null: no bound). Events are read only for what is asked for.
+-- (null: any), $11 now; event time of its last event $12 or later and before $13; $14, $15 least and
+-- most bytes of its payloads (null: no bound); $16 whether snapshots are looked at. Events are read only for what is asked for.
 -- Row: `operations.kinds.base.Candidate`, then matches.
 -- Index: primary key of entities, entity_marks, snapshots; unique (entity_key, seq) of the chunks.
-SELECT e.entity_key, (SELECT t.name FROM everstate.entity_types t WHERE t.type_id = $19) AS entity_type,
+SELECT e.entity_key, (SELECT t.name FROM everstate.entity_types t WHERE t.type_id = $17) AS entity_type,
   e.type_id AS entity_type_id, e.entity_id, e.slice, e.state, e.last_seq AS sequence, e.event_count,
   e.first_position, e.last_position,
   coalesce(m.floor, e.last_seq - e.event_count + 1) AS floor,
@@ -32,39 +31,48 @@ SELECT e.entity_key, (SELECT t.name FROM everstate.entity_types t WHERE t.type_i
       OR ($10::text = 'none' AND s.seq IS NULL)
       OR ($10::text = 'any' AND s.seq IS NOT NULL)
       OR ($10::text = 'due' AND (
-        SELECT true FROM unnest($11::int[], $12::bigint[], $13::bigint[]) d(type_id, every, age_s)
-        WHERE d.type_id = e.type_id AND e.last_seq > coalesce(s.seq, 0) AND (
-          (d.every > 0 AND e.last_seq - coalesce(s.seq, e.last_seq - e.event_count) >= d.every)
-          OR (d.age_s > 0 AND (
-            SELECT x.recorded_at FROM everstate.events x
-            WHERE x.log_id = $1 AND x.entity_key = e.entity_key AND x.seq > coalesce(s.seq, 0)
-              AND x.position BETWEEN e.first_position AND e.last_position
-            ORDER BY x.seq LIMIT 1) < $14::timestamptz - d.age_s * interval '1 second'))
+        SELECT true FROM everstate.entity_types t
+        CROSS JOIN LATERAL (
+          SELECT coalesce((
+            SELECT x.seq FROM everstate.snapshots x
+            WHERE x.log_id = $1 AND x.entity_key = e.entity_key AND x.removed_at IS NULL
+              AND everstate.snapshot_is_usable_v1(t.settings, x.type)
+            ORDER BY x.seq DESC LIMIT 1), e.last_seq - e.event_count) AS seq) c
+        WHERE t.type_id = e.type_id AND e.last_seq > c.seq
+          AND NOT coalesce((t.settings->>'needs_full_replay')::bool, false)
+          AND (
+            e.last_seq - c.seq >= nullif((t.settings->>'snapshot_every')::bigint, 0)
+            OR ((t.settings->>'snapshot_age_s')::bigint > 0 AND (
+              SELECT everstate.event_time_v1(x.metadata, x.recorded_at) FROM everstate.events x
+              WHERE x.log_id = $1 AND x.entity_key = e.entity_key AND x.seq > c.seq
+                AND x.position BETWEEN e.first_position AND e.last_position
+              ORDER BY x.seq LIMIT 1)
+              < $11::timestamptz - (t.settings->>'snapshot_age_s')::bigint * interval '1 second'))
         LIMIT 1) IS NOT NULL))
-    AND (($15::bigint IS NULL AND $16::bigint IS NULL) OR (
-      SELECT coalesce((x.metadata->>'$time')::bigint,
-        (extract(epoch FROM x.recorded_at) * 1000000)::bigint)
-      FROM everstate.events x
-      WHERE x.log_id = $1 AND x.position BETWEEN e.last_position AND e.last_position
-      ORDER BY x.position LIMIT 1)
-      BETWEEN coalesce($15::bigint, -9223372036854775808) AND coalesce($16::bigint, 9223372036854775807))
-    AND (($17::bigint IS NULL AND $18::bigint IS NULL) OR (
+    AND (($12::timestamptz IS NULL AND $13::timestamptz IS NULL) OR (
+      SELECT event.at >= coalesce($12::timestamptz, '-infinity')
+        AND event.at < coalesce($13::timestamptz, 'infinity')
+      FROM (
+        SELECT everstate.event_time_v1(x.metadata, x.recorded_at) AS at FROM everstate.events x
+        WHERE x.log_id = $1 AND x.position BETWEEN e.last_position AND e.last_position
+        ORDER BY x.position LIMIT 1) event))
+    AND (($14::bigint IS NULL AND $15::bigint IS NULL) OR (
       SELECT sum(octet_length(o.payload)) FROM (
         SELECT x.payload FROM everstate.events x
         WHERE x.log_id = $1 AND x.entity_key = e.entity_key
           AND x.position BETWEEN e.first_position AND e.last_position
         ORDER BY x.seq OFFSET 0) o)
-      BETWEEN coalesce($17::bigint, 0) AND coalesce($18::bigint, 9223372036854775807))
+      BETWEEN coalesce($14::bigint, 0) AND coalesce($15::bigint, 9223372036854775807))
   ) AS matches
 FROM (
   SELECT * FROM everstate.entities h
-  WHERE h.log_id = $1 AND h.type_id = $19 AND h.entity_id >= $20 AND h.entity_id > $21 AND h.entity_id < $22
-  ORDER BY h.entity_id LIMIT $23) e
+  WHERE h.log_id = $1 AND h.type_id = $17 AND h.entity_id >= $18 AND h.entity_id > $19 AND h.entity_id < $20
+  ORDER BY h.entity_id LIMIT $21) e
 LEFT JOIN LATERAL (
   SELECT x.floor, x.floor_position, x.snapshot_seq, x.held FROM everstate.entity_marks x
   WHERE x.log_id = $1 AND x.entity_key = e.entity_key LIMIT 1) m ON true
 LEFT JOIN LATERAL (
   SELECT x.seq FROM everstate.snapshots x
-  WHERE x.log_id = $1 AND x.entity_key = e.entity_key AND x.removed_at IS NULL
+  WHERE $16::bool AND x.log_id = $1 AND x.entity_key = e.entity_key AND x.removed_at IS NULL
   ORDER BY x.seq DESC LIMIT 1) s ON true
 ORDER BY e.entity_id

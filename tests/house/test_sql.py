@@ -91,13 +91,13 @@ EDGE = (CHUNK - 99, CHUNK + 100)  # across the first two
 AT = datetime(2024, 1, 1, 1, tzinfo=UTC)
 LEAF_POSITION, LEAF_ENTITY = r"^events_\d+_\d+_pkey", r"^events_\d+_\d+_entity_key_seq_key"
 
-# $2 to $18 of the statements of candidates: no condition, then one each that reads events.
+# $2 to $16 of the statements of candidates: no condition, then one each that reads events.
 ANY: tuple[Any, ...] = (
-    None, None, 0, 2**62, 0, 2**62, None, None, None, [1], [1], [1], AT, None, None, None, None,
+    None, None, 0, 2**62, 0, 2**62, None, None, None, AT, None, None, None, None, True,
 )  # fmt: skip
 IN_RANGE = (CHUNK + 1, CHUNK + 500, *ANY[2:])
-OF_TIME = (*ANY[:13], 0, 2**60, None, None)
-OF_SIZE = (*ANY[:15], 1, 2**60)
+OF_TIME = (*ANY[:10], AT, AT, *ANY[12:])
+OF_SIZE = (*ANY[:12], 1, 2**60, True)
 DUE = (*ANY[:8], "due", *ANY[9:])
 SAVE = (LOG, [7], [1], [7], [7], ["S"], ["t"], "{x}", [True], 0, False)
 SCAN, LISTED = (1, "", "e1", "f", 50), ([1, 1], ["e7", "e8"])
