@@ -101,6 +101,7 @@ OF_SIZE = (*ANY[:12], 1, 2**60, True)
 DUE = (*ANY[:8], "due", *ANY[9:])
 SAVE = (LOG, [7], [1], [7], [7], ["S"], ["t"], "{x}", [True], 0, False)
 SCAN, LISTED = (1, "", "e1", "f", 50), ([1, 1], ["e7", "e8"])
+OPERATION = "01890a5d-ac96-774b-bcce-b302099a8057"
 
 HOT = [
     Hot("read_forwards", (LOG, *SECOND, 100, 10**6), LEAF_POSITION, 1),
@@ -138,6 +139,41 @@ HOT = [
             (OF_SIZE, LEAF_ENTITY, CHUNKS, "events"),
             (DUE, r"^snapshots_\d_pkey", 0, "snapshots"),
         )
+    ),
+    Hot(
+        "compact_covering",
+        (LOG, 1, [7, 8], None, None),
+        r"^snapshots_\d_pkey",
+        on="snapshots",
+        package="operations",
+    ),
+    Hot(
+        "compact_nothing",
+        (LOG, [7], [1], [0], [7], [CHUNK - 1], 5, None),
+        LEAF_ENTITY,
+        1,
+        package="operations",
+    ),
+    Hot(
+        "compact_move",
+        (LOG, [1], ["e7"], [7], [11], [9], OPERATION),
+        r"^entities_\d_pkey",
+        on="entities",
+        package="operations",
+    ),
+    Hot(
+        "compact_move",
+        (LOG, [1], ["e7"], [7], [11], [9], OPERATION),
+        "entity_marks_pkey",
+        on="entity_marks",
+        package="operations",
+    ),
+    Hot(
+        "compact_restore",
+        (LOG, OPERATION, [7], [11], [1], [0], [10], f"{{{OPERATION}}}"),
+        "entity_marks_pkey",
+        on="entity_marks",
+        package="operations",
     ),
     Hot("candidates_range", (LOG, *SECOND, [1]), LEAF_POSITION, 1, package="operations"),
     Hot("candidates_type", (LOG, 1), r"^entities_\d_pkey", on="entities", package="operations"),
