@@ -26,6 +26,8 @@ from schemas.store import DescriptorStore
 from sidecar_api.server import NodeServer, ServerSettings
 from sidecar_api.services.groups import GroupService
 from sidecar_api.services.schemas import SchemaService
+from sidecar_api.services.snapshots import SnapshotService
+from snapshots.store import SnapshotStore, TypeStore
 
 log = structlog.get_logger(__name__)
 
@@ -147,7 +149,11 @@ async def _serving(
         ),
         version=__version__,
         database_version=facts.version_text,
-        services=[SchemaService(DescriptorStore(database)), GroupService(groups, store.names)],
+        services=[
+            SchemaService(DescriptorStore(database)),
+            GroupService(groups, store.names),
+            SnapshotService(SnapshotStore(database, store), TypeStore(database, store)),
+        ],
     )
 
     def refresh() -> None:

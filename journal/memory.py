@@ -206,7 +206,7 @@ class MemoryJournal:
         there = self._log(log)
         before = _written_before(there, prepared)
         if before is not None:
-            return before
+            return self._hinted(prepared, before)
         deleted = tuple(member[:2] for member in prepared.members if member[:2] in there.states)
         if deleted:
             raise EntityDeleted(deleted)
@@ -217,7 +217,7 @@ class MemoryJournal:
         )
         if failures:
             raise WrongExpectedState(failures)
-        return self._write(there, prepared)
+        return self._hinted(prepared, self._write(there, prepared))
 
     def set_entity_state(self, log: str, name: Name, state: str) -> None:
         """Makes an entity ``active``, ``deleted`` or ``tombstoned``, as operations do."""
@@ -253,6 +253,20 @@ class MemoryJournal:
         """An event of an entity, below its floor too."""
         events = self._log(log).entities[name]
         return events[sequence - events[0].sequence]
+
+    def _hinted(self, prepared: PreparedAppend, done: Appended) -> Appended:
+        """With hints where the append crossed a multiple of what its type says."""
+        entities = []
+        for number, (member, entity) in enumerate(
+            zip(prepared.members, done.entities, strict=True)
+        ):
+            rules = self._rules.get(member[0], TypeRules())
+            every = 0 if rules.needs_full_replay else rules.snapshot_every
+            numbers = range(entity.first_sequence, entity.last_sequence + 1)
+            crossed = every > 0 and any(sequence % every == 0 for sequence in numbers)
+            brought = any(snapshot[0] == number for snapshot in prepared.snapshots)
+            entities.append(entity._replace(snapshot_due=crossed and not brought))
+        return done._replace(entities=tuple(entities))
 
     def _write(self, log: _Log, prepared: PreparedAppend) -> Appended:
         at = max(self._now_us(), log.events[-1].recorded_at_us if log.events else 0)

@@ -108,10 +108,14 @@ class Append:
 
 
 class AppendedEntity(NamedTuple):
-    """The sequence numbers that an append gave to an entity."""
+    """The sequence numbers that an append gave to an entity.
+
+    ``snapshot_due``: a hint that a snapshot is wanted; see AppendedEntity in the protocol.
+    """
 
     first_sequence: int
     last_sequence: int
+    snapshot_due: bool = False
 
 
 class Appended(NamedTuple):

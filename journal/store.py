@@ -37,6 +37,7 @@ from journal.model import (
     SubscriptionBatch,
     VerifyProgress,
 )
+from journal.policies import SnapshotPolicies, with_hints
 from journal.preparation import (
     PreparedAppend,
     Preparer,
@@ -108,6 +109,7 @@ class StoreJournal:
         self.names = Dictionary(database, self.settings.max_types)
         self.reader = Reader(database, self.names)
         self.maintenance = chunks.Maintenance(database, self.settings.append_id_window)
+        self.policies = SnapshotPolicies(database)
         self.subscriptions = Subscriptions(self, self.settings.subscriptions)
         self._logs: dict[str, OpenLog] = {}
         self._append_sql = sql.load("journal", "append_batch", database.schema)
@@ -116,10 +118,12 @@ class StoreJournal:
         """Prepares what appends need and keeps it prepared."""
         await self.maintenance.start()
         await self.subscriptions.start()
+        self.policies.start()
 
     async def close(self) -> None:
         """Fails new appends, waits for those in flight, ends subscriptions and maintenance."""
         self.subscriptions.stop()
+        await self.policies.close()
         await asyncio.gather(*(opened.sequencer.close() for opened in self._logs.values()))
         await self.subscriptions.close()
         await self.maintenance.close()
@@ -292,6 +296,7 @@ class StoreJournal:
             else {}
         )
         outcomes: list[Outcome] = []
+        every = self.policies.every
         position = row["o_head"]  # of the event before the append, had none been refused
         member = written = 0
         for number, append in enumerate(batch, 1):
@@ -305,6 +310,8 @@ class StoreJournal:
                     AppendedEntity(sequences[i] + 1, sequences[i] + row_[5])
                     for i, row_ in enumerate(members, first_member)
                 )
+                if every:
+                    entities = with_hints(append, entities, every)
                 if verdict == WRITTEN:
                     shift = shifts[first_member]
                     outcomes.append(

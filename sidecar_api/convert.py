@@ -66,8 +66,11 @@ def set_appended(message: pb.AppendResponse, appended: Appended) -> None:
     message.last_position = appended.last_position
     message.recorded_at_us = appended.recorded_at_us
     add = message.entities.add
-    for first, last in appended.entities:
-        add(first_sequence=first, last_sequence=last)
+    for first, last, due in appended.entities:
+        if due:
+            add(first_sequence=first, last_sequence=last, snapshot_due=True)
+        else:
+            add(first_sequence=first, last_sequence=last)
     if appended.duplicate:
         message.duplicate = True
 

@@ -148,6 +148,7 @@ class MemorySnapshots:
     ) -> DuePage:
         """See `snapshots.store.SnapshotStore.due`."""
         policy.check_limit(limit)
+        policy.check_after(after)
         await self._journal.get_log(log)
         settings = (await self._types.get(entity_type)).settings
         found: list[DueEntity] = []
@@ -232,6 +233,7 @@ class MemoryTypes:
     ) -> list[EntityType]:
         """See `snapshots.store.TypeStore.list`."""
         policy.check_limit(limit)
+        policy.check_after(after)
         names = sorted(name for name in await self._names() if name > after)
         return [self._set.get(name, EntityType(name)) for name in names[:limit]]
 

@@ -89,6 +89,11 @@ def check_limit(limit: int) -> int:
     return limit
 
 
+def check_after(after: str) -> None:
+    """Refuses what no page ends with. Raises `InvalidArgument`."""
+    check_text("after", after, 512, empty=True)
+
+
 def check_type_name(name: str) -> None:
     """Refuses what no entity type is called. Raises `InvalidArgument`."""
     check_text("entity_type", name, 255)

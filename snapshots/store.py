@@ -267,6 +267,7 @@ class SnapshotStore:
 
         """
         policy.check_limit(limit)
+        policy.check_after(after)
         opened = await self._journal.open_log(log, timeout)
         settings = (await TypeStore(self._database, self._journal).get(entity_type)).settings
         if settings.needs_full_replay or not (settings.snapshot_every or settings.snapshot_age_s):
@@ -356,6 +357,7 @@ class TypeStore:
 
         """
         policy.check_limit(limit)
+        policy.check_after(after)
         rows = await self._database.fetch(self._sql("types_list"), after, limit, timeout=timeout)
         return [_type(row) for row in rows]
 

@@ -28,6 +28,8 @@ from sidecar_api.client import Client
 from sidecar_api.server import NodeServer, ServerSettings
 from sidecar_api.services.groups import GroupService
 from sidecar_api.services.schemas import SchemaService
+from sidecar_api.services.snapshots import SnapshotService
+from snapshots.store import SnapshotStore, TypeStore
 
 POSTGRES_15 = Path("/usr/lib/postgresql/15/bin")
 
@@ -154,6 +156,7 @@ async def node(store: StoreJournal) -> AsyncIterator[NodeServer]:
         services=[
             SchemaService(DescriptorStore(store.database)),
             GroupService(groups, store.names),
+            SnapshotService(SnapshotStore(store.database, store), TypeStore(store.database, store)),
         ],
     )
     await groups.start()

@@ -47,6 +47,7 @@ from kernel.errors import EverstateError, OutcomeUnknown, Unavailable, WrongExpe
 from sidecar_api.client.client import Client, ClientSettings
 from sidecar_api.client.groups import GroupDelivery, Member
 from sidecar_api.client.target import Target
+from snapshots.model import DueEntity, DuePage, EntityType, SnapshotInfo, Source, TypeSettings
 
 __all__ = [
     "ANY",
@@ -58,10 +59,13 @@ __all__ = [
     "AppendedEntity",
     "Client",
     "ClientSettings",
+    "DueEntity",
+    "DuePage",
     "Entity",
     "EntityAppend",
     "EntityPage",
     "EntityPart",
+    "EntityType",
     "Event",
     "EventBatch",
     "EventView",
@@ -84,9 +88,12 @@ __all__ = [
     "ParkedSelection",
     "ReadQuery",
     "Snapshot",
+    "SnapshotInfo",
+    "Source",
     "SubscribeQuery",
     "SubscriptionBatch",
     "Target",
+    "TypeSettings",
     "Unavailable",
     "VerifyProgress",
     "VerifyReport",

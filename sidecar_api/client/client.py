@@ -42,6 +42,7 @@ from sidecar_api.client import messages
 from sidecar_api.client.groups import Groups
 from sidecar_api.client.pipe import AppendPipe
 from sidecar_api.client.schemas import SchemaClient
+from sidecar_api.client.snapshots import EntityTypes, SnapshotClient
 from sidecar_api.client.target import Target
 from sidecar_api.errors import to_error
 from sidecar_api.generated import journal_pb2 as pb
@@ -132,6 +133,16 @@ class Client:
     def schemas(self) -> SchemaClient:
         """The registered descriptors of protobuf payloads."""
         return SchemaClient(self._call, self._streamed, self.settings.timeout)
+
+    @property
+    def snapshots(self) -> SnapshotClient:
+        """The snapshots of entities."""
+        return SnapshotClient(self._call, self.target.log)
+
+    @property
+    def entity_types(self) -> EntityTypes:
+        """The entity types and what is set for them."""
+        return EntityTypes(self._call)
 
     # Appends
 

@@ -99,7 +99,12 @@ def to_appended(message: pb.AppendResponse) -> Appended:
         message.first_position,
         message.last_position,
         message.recorded_at_us,
-        tuple([AppendedEntity(e.first_sequence, e.last_sequence) for e in message.entities]),
+        tuple(
+            [
+                AppendedEntity(e.first_sequence, e.last_sequence, e.snapshot_due)
+                for e in message.entities
+            ]
+        ),
         message.duplicate,
     )
 

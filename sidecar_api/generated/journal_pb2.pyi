@@ -276,17 +276,24 @@ class AppendedEntity(_message.Message):
 
     FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
     LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_DUE_FIELD_NUMBER: _builtins.int
     first_sequence: _builtins.int
     last_sequence: _builtins.int
+    snapshot_due: _builtins.bool
+    """A hint: the entity's type wants a snapshot every n events (everstate.snapshot.v1), the append
+    reached or crossed a multiple of n, and it carried no snapshot of the entity. Save one, when that
+    suits; nothing depends on it. What is set for a type is known to a node within five seconds.
+    """
     def __init__(
         self,
         *,
         first_sequence: _builtins.int = ...,
         last_sequence: _builtins.int = ...,
+        snapshot_due: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_sequence", b"first_sequence", "last_sequence", b"last_sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_sequence", b"first_sequence", "last_sequence", b"last_sequence", "snapshot_due", b"snapshot_due"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -516,7 +523,7 @@ class LoadEntityRequest(_message.Message):
     to_sequence: _builtins.int
     """Only up to this sequence number; 0: all."""
     ignore_snapshot: _builtins.bool
-    """Full replay: no snapshot, all events."""
+    """Full replay: no snapshot, all events; of a compacted entity there is none."""
     def __init__(
         self,
         *,
@@ -835,15 +842,18 @@ class Entity(_message.Message):
     sequence: _builtins.int
     """The last sequence number."""
     floor: _builtins.int
-    """The lowest sequence number that can be read."""
+    """The lowest sequence number that LoadEntity gives: the first one's, or, when the entity is
+    compacted, the one after the snapshot that its floor rests on.
+    """
     state: _builtins.str
-    """"active"; later "deleted", "tombstoned"."""
+    """"active", "deleted" or "tombstoned"."""
     event_count: _builtins.int
+    """Of all events ever, and the first one's position; floors change neither."""
     first_position: _builtins.int
     last_position: _builtins.int
     slice: _builtins.int
     snapshot_sequence: _builtins.int
-    """Of the newest snapshot; 0: there is none."""
+    """Of the newest usable snapshot; 0: there is none."""
     def __init__(
         self,
         *,

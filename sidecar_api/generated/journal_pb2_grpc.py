@@ -128,7 +128,8 @@ class JournalServiceServicer(object):
 
     def LoadEntity(self, request, context):
         """Streams an entity: its newest usable snapshot, if any, then the events after it in order.
-        NOT_FOUND when the entity never had an event.
+        NOT_FOUND when the entity never had an event. OUT_OF_RANGE (COMPACTED, with the floor) when what
+        is asked for needs events below the entity's floor: nothing partial is ever sent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -18,7 +18,9 @@ from kernel import clock
 from kernel.database import Database, DatabaseSettings
 from sidecar_api.client import Client
 from sidecar_api.server import NodeServer, ServerSettings
+from sidecar_api.services.snapshots import SnapshotService
 from snapshots.memory import MemorySnapshots, MemoryTypes
+from snapshots.model import EntityType, TypeSettings
 from snapshots.store import SnapshotStore, TypeStore
 from tests.conformance.subject import Subject, set_floor_in, set_state_in, set_type_in
 
@@ -64,6 +66,20 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     yield from _place(request, request.param)
 
 
+class OverTheWire:
+    """The client's entity types; who sets them, the node says."""
+
+    def __init__(self, client: Client) -> None:
+        self.get, self.list = client.entity_types.get, client.entity_types.list
+        self._put = client.entity_types.put
+
+    async def put(
+        self, name: str, settings: TypeSettings, *, version: int | None, principal: str
+    ) -> EntityType:
+        assert principal
+        return await self._put(name, settings, version=version)
+
+
 @pytest.fixture(scope="session")
 async def implementation(place: Place) -> AsyncIterator[Subject]:
     """The implementation; its log is not to be used."""
@@ -98,11 +114,17 @@ async def implementation(place: Place) -> AsyncIterator[Subject]:
         if place.kind == "store":
             yield Subject("store", store, "", "", *inside)
             return
-        node = NodeServer(store, ServerSettings(port=0, drain=timedelta(seconds=2)))
+        node = NodeServer(
+            store,
+            ServerSettings(port=0, drain=timedelta(seconds=2)),
+            services=[SnapshotService(*inside[-2:])],
+        )
         await node.start()
         address = f"127.0.0.1:{node.port}"
         async with Client(f"everstate://{address}") as client:
-            yield Subject("client", client, "", address, *inside)
+            yield Subject(
+                "client", client, "", address, *inside[:3], client.snapshots, OverTheWire(client)
+            )
         await node.stop()
     finally:
         await store.close()

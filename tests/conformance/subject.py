@@ -111,6 +111,7 @@ async def set_type_in(store: StoreJournal, entity_type: str, rules: TypeRules) -
         "UPDATE everstate.entity_types SET settings = $2, version = version + 1 WHERE name = $1",
         entity_type, orjson.dumps(settings).decode(),
     )  # fmt: skip
+    await store.policies.refresh()
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class Subject:
     snapshots: Any = None
     """`snapshots.store.SnapshotStore`, its twin, or the client of its service."""
     kinds: Any = None
-    """`snapshots.store.TypeStore`, or its twin."""
+    """`snapshots.store.TypeStore`, its twin, or the client of the service."""
 
     async def set_floor(self, name: str, floor: int, *, kind: str = TYPE) -> None:
         """As compaction does it, and its undo."""

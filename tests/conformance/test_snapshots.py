@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from journal.memory import TypeRules
 from journal.model import Append, NewSnapshot
 from kernel import clock
 from kernel.errors import (
@@ -18,6 +19,7 @@ from kernel.errors import (
     NotFound,
     TooLarge,
 )
+from kernel.ids import new_id
 from snapshots.model import SnapshotInfo, TypeSettings
 from tests.conformance.subject import Subject, entity, event, events
 
@@ -343,7 +345,7 @@ async def test_a_type_is_set_whole_and_each_time_has_a_version(subject: Subject)
     first = await subject.kinds.put(kind, settings, version=0, principal="ann")
     assert (first.name, first.settings, first.version) == (kind, settings, 1)
     assert first.updated_at_us > 0
-    assert first.updated_by == "ann"
+    assert first.updated_by == ("grpc" if subject.kind == "client" else "ann")
     assert await subject.kinds.get(kind) == first
     for version in (0, 2):
         with pytest.raises(Conflict):
@@ -477,6 +479,66 @@ async def test_nothing_is_due_without_a_policy_or_where_snapshots_are_of_no_use(
         await due(subject, "never-heard-of")
     with pytest.raises(LogNotFound):
         await subject.snapshots.due("nolog", kind)
+    with pytest.raises(InvalidArgument):
+        await due(subject, kind, "a\0")
+
+
+# Hints
+
+
+async def hints(subject: Subject, *counts: int, kind: str, **of: Any) -> list[bool]:
+    """Whether appends of so many events each say that a snapshot is due."""
+    return [
+        (await subject.put("a", count, kind=kind, **of)).entities[0].snapshot_due
+        for count in counts
+    ]
+
+
+async def test_an_append_that_reaches_or_crosses_a_multiple_says_that_a_snapshot_is_due(
+    subject: Subject,
+) -> None:
+    kind = f"kind-{subject.log}"
+    await subject.set_type(kind, TypeRules(snapshot_every=4))
+    # 3, 4, 5, 7, 9, 17, 18
+    assert await hints(subject, 3, 1, 1, 2, 2, 8, 1, kind=kind) == [
+        False, True, False, False, True, True, False,
+    ]  # fmt: skip
+
+
+async def test_an_append_that_brings_a_snapshot_gets_no_hint_and_its_neighbours_do(
+    subject: Subject,
+) -> None:
+    kind = f"kind-{subject.log}"
+    await subject.set_type(kind, TypeRules(snapshot_every=2))
+    done = await subject.append(
+        entity("a", kind=kind, snapshot=FOUR),
+        entity("b", kind=kind),
+        entity("c", kind=kind),
+        entity("d"),
+        events=events(2) + events(2, 1) + events(1, 2) + events(2, 3),
+    )
+    assert [e.snapshot_due for e in done.entities] == [False, True, False, False]
+
+
+async def test_a_repeated_append_gets_the_same_hint_again(subject: Subject) -> None:
+    kind = f"kind-{subject.log}"
+    await subject.set_type(kind, TypeRules(snapshot_every=2))
+    append = Append((entity("a", kind=kind),), events(2), new_id())
+    first = await subject.journal.append(subject.log, append)
+    assert first.entities[0].snapshot_due
+    again = await subject.journal.append(subject.log, append)
+    assert again == first._replace(duplicate=True)
+
+
+async def test_a_type_that_needs_full_replay_or_has_no_policy_gets_no_hint(
+    subject: Subject,
+) -> None:
+    kind = f"kind-{subject.log}"
+    assert await hints(subject, 2, kind=kind) == [False]
+    await subject.set_type(kind, TypeRules(snapshot_every=1))
+    assert await hints(subject, 1, kind=kind) == [True]
+    await subject.set_type(kind, TypeRules(needs_full_replay=True, snapshot_every=1))
+    assert await hints(subject, 1, kind=kind) == [False]
 
 
 async def test_appends_save_and_events_of_several_entities_at_once_do_not_disturb_each_other(
