@@ -1203,6 +1203,7 @@ ALTER TABLE everstate.entity_types
   ADD COLUMN version    bigint NOT NULL DEFAULT 0,
   ADD COLUMN updated_at timestamptz,
   ADD COLUMN updated_by text NOT NULL DEFAULT '';
+CREATE INDEX entity_types_set ON everstate.entity_types (name) WHERE version > 0;
 
 -- Folds that workers have the code of: one for an entity type; its digest never changes within a version.
 CREATE TABLE everstate.folds (
