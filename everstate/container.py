@@ -160,6 +160,7 @@ async def _serving(
         opened, idle = database.connections
         telemetry.pool_connections.labels("open").set(opened)
         telemetry.pool_connections.labels("idle").set(idle)
+        telemetry.commit_p99.set(telemetry.recent_commits.p99())
         for known in store.logs:
             telemetry.in_flight.labels(known.name).set(known.sequencer.waiting)
             telemetry.held_bytes.labels(known.name).set(known.sequencer.held_bytes)

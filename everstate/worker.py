@@ -11,7 +11,7 @@ from datetime import timedelta
 
 import structlog
 
-from everstate import __version__, health
+from everstate import __version__, folding, health
 from everstate.container import check_database
 from everstate.operating import operating
 from everstate.settings import WorkerSettings
@@ -21,7 +21,6 @@ from kernel import database as db
 from kernel import telemetry, usercode
 from kernel.errors import ConfigurationError
 from kernel.members import membership, process_name
-from operations.kinds.base import Environment
 from projections import registry
 from projections.registration import register
 from projections.segment import heartbeat_of
@@ -32,6 +31,7 @@ from schemas.descriptors import Decoder
 from schemas.store import DescriptorStore
 from schemas.upcasters import from_user_code
 from snapshots import fold_registry
+from snapshots.folds import Folds
 
 log = structlog.get_logger(__name__)
 
@@ -86,11 +86,12 @@ async def worker(settings: WorkerSettings, host: str) -> AsyncIterator[RunningWo
             )  # fmt: skip
             replaying = Replaying(database, journal, journal.names, lambda: running.runners)
             running.duties.append(replaying.step)
+            environment = folding.environment(database, Folds(folds), upcasters)
             upkeep = Upkeep(database, running.definition, timedelta(hours=settings.previous_hours))
             async with (
                 _working(database, journal, running, listener, host),
                 _beside(upkeep.run()),
-                operating(steps, leases, journal, Environment(), settings),
+                operating(steps, leases, journal, environment, settings),
             ):
                 yield RunningWorker(listener.getsockname()[1], len(definitions))
                 log.info("draining", seconds=settings.drain_seconds)

@@ -178,7 +178,9 @@ class StoreJournal:
             loop = asyncio.get_running_loop()
             began = loop.time()
             row = await self._call(log_id, wanted, timeout)
-            telemetry.commit_seconds.observe(loop.time() - began)
+            took = loop.time() - began
+            telemetry.commit_seconds.observe(took)
+            telemetry.recent_commits.add(took)
             telemetry.batch_appends.observe(len(wanted))
             outcomes = self._read_verdicts(name, wanted, row)
             self._announce(name, log_id, wanted, row, outcomes)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
+from collections import deque
 from typing import Any, Final
 
 import structlog
@@ -253,11 +255,35 @@ audit_published = Counter(
     "everstate_audit_published", "Audit events appended to the log _system here.",
     registry=REGISTRY,
 )  # fmt: skip
-commit_p99 = Gauge(
+commit_p99 = Gauge(  # workers slow operations down by it
     "everstate_commit_p99_seconds",
     "99th percentile of the time of a commit over the last ten seconds or so; 0: none.",
     registry=REGISTRY,
 )
+
+
+class Recent:
+    """Durations of the last seconds, as many as fit; for a percentile of now, not of all time."""
+
+    def __init__(self, window_s: float = 10.0, most: int = 4_000) -> None:
+        self._window_s = window_s
+        self._seen: deque[tuple[float, float]] = deque(maxlen=most)
+
+    def add(self, seconds: float) -> None:
+        """Notes a duration."""
+        self._seen.append((time.monotonic(), seconds))
+
+    def p99(self) -> float:
+        """The 99th percentile, in seconds; 0: there was none."""
+        since = time.monotonic() - self._window_s
+        while self._seen and self._seen[0][0] < since:
+            self._seen.popleft()
+        found = sorted(seconds for _, seconds in self._seen)
+        return found[min(len(found) * 99 // 100, len(found) - 1)] if found else 0.0
+
+
+recent_commits: Final = Recent()
+"""Commits of appends in this process."""
 
 
 def configure_logging(*, json_lines: bool, level: str = "INFO") -> None:
