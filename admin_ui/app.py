@@ -15,14 +15,24 @@ from starlette.exceptions import HTTPException
 from admin_ui import errors, preconditions
 from admin_ui.access import Route
 from admin_ui.guard import Application, Guard
-from admin_ui.routes import folds, groups, members, projections, read, replays, system, tokens
+from admin_ui.routes import (
+    folds,
+    groups,
+    holds,
+    members,
+    projections,
+    read,
+    replays,
+    system,
+    tokens,
+)
 from admin_ui.services import AdminSettings, Gate, Queue, Services
 from kernel.database import Database
 from kernel.errors import EverstateError, InternalError, InvalidArgument, NotFound
 from kernel.token_store import Tokens
 from operations.kinds.base import Environment
 
-ROUTES = (system, tokens, members, projections, replays, groups, folds, read)
+ROUTES = (system, tokens, members, projections, replays, groups, folds, holds, read)
 
 
 def application(services: Services) -> Application:
