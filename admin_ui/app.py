@@ -16,15 +16,19 @@ from admin_ui import errors, preconditions
 from admin_ui.access import Route
 from admin_ui.guard import Application, Guard
 from admin_ui.routes import (
+    entities,
     folds,
     groups,
     holds,
     members,
+    operations,
+    policies,
     projections,
     read,
     replays,
     system,
     tokens,
+    watching,
 )
 from admin_ui.services import AdminSettings, Gate, Queue, Services
 from kernel.database import Database
@@ -32,7 +36,12 @@ from kernel.errors import EverstateError, InternalError, InvalidArgument, NotFou
 from kernel.token_store import Tokens
 from operations.kinds.base import Environment
 
-ROUTES = (system, tokens, members, projections, replays, groups, folds, holds, read)
+ROUTES = (
+    *(system, tokens, members),
+    *(projections, replays, groups),
+    *(operations, watching, policies),
+    *(entities, folds, holds, read),
+)
 
 
 def application(services: Services) -> Application:

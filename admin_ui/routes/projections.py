@@ -242,6 +242,11 @@ def written(request: Request, value: object) -> bytes:
     return orjson.dumps(plain(value, payload=PAYLOAD in caller(request).grants), default=str)
 
 
+def without_values(error: dict[str, Any]) -> dict[str, Any]:
+    """An error without its message and what else may quote events."""
+    return {key: item for key, item in error.items() if key in _NO_VALUES} | {"message": None}
+
+
 def plain(value: Any, *, payload: bool = False) -> Any:
     """Dataclasses as objects, times as RFC 3339 with Z. Without the grant ``payload``, errors are
     without their message: what raised it has seen events and may quote them.
@@ -249,8 +254,7 @@ def plain(value: Any, *, payload: bool = False) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         found = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         if not payload and isinstance(found.get("error"), dict):
-            kept = {key: item for key, item in found["error"].items() if key in _NO_VALUES}
-            found["error"] = kept | {"message": None}
+            found["error"] = without_values(found["error"])
         value = found
     if isinstance(value, dict):
         return {key: plain(item, payload=payload) for key, item in value.items()}

@@ -33,7 +33,7 @@ def plan(row: dict[str, Any]) -> None:
     say = typer.echo
     say(f"Plan {row['id']}: {row['kind']}. NOTHING HAS BEEN CHANGED YET.")
     _about(row)
-    if row["items"] == 0 and row["entities"] == 0:
+    if row["items"] == 0 and not row["target"]:
         say("\nThere is nothing to do.")
         return
     say(f"  expires     {row['expires_at'][:19]}Z")
@@ -50,7 +50,7 @@ def _about(row: dict[str, Any]) -> None:
     say(f"\n  {printable(row['sentence'])}\n")
     about = " (estimated)" if row.get("bytes_estimated") else ""
     say(
-        f"  acts on     {row['items']:,} items of {row['entities']:,} entities, "
+        f"  acts on     {row['items']:,} of {row['entities']:,} entities: "
         f"{row['events']:,} events, {_size(row['bytes'])}{about}"
     )
     left = sum(row["excluded"].values())

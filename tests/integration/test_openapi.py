@@ -5,7 +5,6 @@ permits and ones that it forbids, and looks whether the answers are what it prom
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import Status, events, from_schema
 
 from everstate import admin as wiring
+from everstate.control import Control, Target
 from everstate.settings import AdminSettings
 from kernel.database import Database
 from kernel.principals import PAYLOAD, Role
@@ -29,7 +29,7 @@ CHECKS = (
     "response_schema_conformance", "response_headers_conformance", "negative_data_rejection",
     "missing_required_header", "ignored_auth", "unsupported_method",
 )  # fmt: skip
-KNOWN = {"projection": "repo", "table": "files", "name": "repo"}
+KNOWN = {"projection": "repo", "table": "files", "name": "repo", "kind": "hold"}
 """Names of things that are there, for the path parameters."""
 
 
@@ -46,7 +46,29 @@ def waiting(path: str) -> dict[str, Any]:
     }
 
 
-def settings(token: str, url: str) -> dict[str, Any]:
+REFUSALS = {
+    # 413: a query longer than all parameters together may be; 412: not the version that was seen.
+    "negative_data_rejection": [
+        "400",
+        "401",
+        "403",
+        "404",
+        "405",
+        "409",
+        "410",
+        "412",
+        "413",
+        "428",
+    ],
+    "missing_required_header": ["400", "401", "428"],
+}
+
+
+def settings(token: str, url: str, operation_id: str) -> dict[str, Any]:
+    known = KNOWN | {"operation_id": operation_id}
+    checks: dict[str, Any] = {name: {"enabled": True} for name in CHECKS}
+    for name, statuses in REFUSALS.items():
+        checks[name] |= {"expected-statuses": statuses}
     return {
         "base-url": url,
         "headers": {"Authorization": f"Bearer {token}"},
@@ -55,18 +77,18 @@ def settings(token: str, url: str) -> dict[str, Any]:
         "request-timeout": 10,
         "max-stream-events": 3,
         "continue-on-failure": True,
-        "parameters": {f"path.{name}": value for name, value in KNOWN.items()},
+        "parameters": {f"path.{name}": value for name, value in known.items()},
         "operations": [waiting(path) for path in WAITING],
-        "generation": {"deterministic": True, "database": "none", "max-examples": 12},
+        "generation": {"deterministic": True, "database": "none", "max-examples": 8},
         "phases": {"stateful": {"enabled": False}},
-        "checks": {"enabled": False} | {name: {"enabled": True} for name in CHECKS},
+        "checks": {"enabled": False} | checks,
         "warnings": False,
     }
 
 
-def found(url: str, token: str) -> tuple[int, list[str]]:
-    """How many operations were tried, and what was wrong with them."""
-    config = SchemathesisConfig.from_dict(settings(token, url))
+def found(url: str, token: str, operation_id: str) -> tuple[set[str], list[str]]:
+    """Which calls of the document were not tried, and what was wrong with the others."""
+    config = SchemathesisConfig.from_dict(settings(token, url, operation_id))
     schema = openapi.from_url(
         f"{url}/openapi.json", config=config, headers={"Authorization": f"Bearer {token}"}
     )
@@ -87,7 +109,21 @@ def found(url: str, token: str) -> tuple[int, list[str]]:
                             )
             case events.NonFatalError() | events.FatalError():
                 wrong.append(str(event))
-    return len(tried), wrong
+    named = {
+        f"{method.upper()} {path}"
+        for path, methods in schema.raw_schema["paths"].items()
+        for method in methods
+    }
+    return named - tried, wrong
+
+
+def cancelled(url: str, token: str) -> str:
+    """An operation that has ended, so that watching it does."""
+    admin = Control(Target("127.0.0.1", int(url.rpartition(":")[2]), token=token))
+    with admin:
+        row = admin.post("/api/v1/operations", {"kind": "hold"})
+        made: str = admin.post(f"/api/v1/operations/{row['id']}/cancel")["id"]
+    return made
 
 
 @pytest.mark.timeout(240)
@@ -100,8 +136,7 @@ async def test_answers_are_what_the_openapi_document_says(
     admin = AdminSettings(admin_port=0)
     async with wiring.admin(admin, "127.0.0.1") as running:
         url = f"http://127.0.0.1:{running.port}"
-        began = time.monotonic()
-        tried, wrong = await asyncio.to_thread(found, url, token)
+        operation_id = await asyncio.to_thread(cancelled, url, token)
+        left_out, wrong = await asyncio.to_thread(found, url, token, operation_id)
     assert not wrong, "\n".join(wrong[:40])
-    assert tried > 30
-    assert time.monotonic() - began < 90
+    assert not left_out
