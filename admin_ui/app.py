@@ -17,6 +17,7 @@ from admin_ui.access import Route
 from admin_ui.guard import Application, Guard
 from admin_ui.routes import (
     entities,
+    entity_types,
     folds,
     groups,
     holds,
@@ -26,6 +27,7 @@ from admin_ui.routes import (
     projections,
     read,
     replays,
+    snapshots,
     system,
     tokens,
     watching,
@@ -40,7 +42,7 @@ ROUTES = (
     *(system, tokens, members),
     *(projections, replays, groups),
     *(operations, watching, policies),
-    *(entities, folds, holds, read),
+    *(entities, entity_types, snapshots, folds, holds, read),
 )
 
 

@@ -24,7 +24,9 @@ class EntityShape(BaseModel):
 
 
 class SnapshotShape(BaseModel):
-    """A snapshot without its payload; ``covers``: the entity's floor rests on it."""
+    """A snapshot without its payload; ``covers``: the entity's floor rests on it;
+    ``usable``: loads begin with it.
+    """
 
     entity_type: str
     entity_id: str
@@ -38,6 +40,7 @@ class SnapshotShape(BaseModel):
     verified_at: datetime | None
     source: Literal["owner", "fold"]
     covers: bool
+    usable: bool
 
 
 class HoldShape(BaseModel):

@@ -75,8 +75,13 @@ def _one(base: str, name: str) -> str:
 
 def _changed(admin: Control, path: str, keys: tuple[str, ...], new: dict[str, Any]) -> Any:
     """What is there with ``new`` in it, provided that nobody changes it meanwhile."""
-    row = admin.get(path)
-    body = {key: row[key] for key in keys}
+    from kernel.errors import NotFound
+
+    try:
+        row = admin.get(path)
+    except NotFound:  # a type that has no events yet
+        row = {"version": 0}
+    body = {key: row[key] for key in keys if key in row}
     return admin.put(path, body | new, f'"{row["version"]}"')
 
 

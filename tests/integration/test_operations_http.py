@@ -12,12 +12,14 @@ import pytest
 
 from admin_ui import app as admin_app
 from admin_ui.services import AdminSettings
+from journal.model import NewSnapshot
 from journal.store import StoreJournal
 from kernel.database import Database
 from kernel.principals import Role
 from kernel.token_store import Tokens
 from operations.kinds.base import Environment
 from operations.runner import Runner, RunnerSettings
+from snapshots.store import SnapshotStore
 from tests.asgi import Answer, Asgi
 from tests.support import one, running
 
@@ -119,7 +121,7 @@ async def test_a_plan_with_nothing_to_do_is_a_plan(http: Asgi) -> None:
     ("body", "field", "says"),
     [
         ({"kind": "no-such"}, "kind", "hold"),
-        ({"kind": "hold", "selection": {"where": "evnts>1"}}, "where", "evnts"),
+        ({"kind": "hold", "selection": {"where": "colour>1"}}, "where", "colour"),
         ({"kind": "hold", "selection": {"where": "events>many"}}, "where", "many"),
         ({"kind": "hold", "selection": {"from": "yesterday"}}, "selection.from", ""),
         ({"kind": "hold", "selection": {"from": "2020-01-01T00:00:00"}}, "selection.from", ""),
@@ -127,7 +129,7 @@ async def test_a_plan_with_nothing_to_do_is_a_plan(http: Asgi) -> None:
         ({"kind": "hold", "selection": {"entities": [["cart"]]}}, "selection.entities", ""),
         ({"kind": "hold", "selection": {"nosuch": 1}}, "selection.nosuch", ""),
         ({"kind": "hold", "parameters": {"label": "Not A Label"}}, "parameters.label", ""),
-        ({"kind": "hold", "parameters": {"lable": "x"}}, "parameters.lable", ""),
+        ({"kind": "hold", "parameters": {"colour": "x"}}, "parameters.colour", ""),
         ({"kind": "hold", "rate": 0}, "rate", ""),
         ({}, "kind", ""),
     ],
@@ -390,3 +392,51 @@ async def test_a_policy_is_changed_by_who_has_seen_it(http: Asgi, store: Any) ->
     assert (hold["policy"]["expires_s"], hold["family"], hold["undoable"]) == (
         3600, "entities", True,
     )  # fmt: skip
+
+
+# -- entity types, snapshots ---------------------------------------------------------------------
+
+
+async def test_settings_of_a_type_are_changed_by_who_has_seen_them(http: Asgi, store: Any) -> None:
+    admin = http.with_token(await token_of(store.database, "root", Role.ADMIN))
+    path = "/api/v1/entity-types/cart"
+    was = await admin.get(path)
+    assert (was.headers["etag"], was.ok()["snapshot_every"]) == ('"0"', 0)
+    body = {"snapshot_every": 50, "keep_snapshots": 3}
+    assert (await admin("PUT", path, json=body)).status == 428
+    tag = {"If-Match": was.headers["etag"]}
+    now = await admin("PUT", path, json=body, headers=tag)
+    assert (now.ok()["snapshot_every"], now.headers["etag"]) == (50, '"1"')
+    (await admin("PUT", path, json={}, headers=tag)).problem(412, "CONFLICT")
+    assert (await admin.get(path)).ok() == now.ok()
+    answer = await admin("PUT", path, json={"keep_snapshots": 1}, headers={"If-Match": "*"})
+    assert answer.problem(400, "INVALID_ARGUMENT")["field"] == "keep_snapshots"
+    answer = await http("PUT", path, json=body, headers={"If-Match": "*"})
+    answer.problem(403, "PERMISSION_DENIED")
+    (await admin.get("/api/v1/entity-types/nosuch")).problem(404, "NOT_FOUND")
+    new = await admin("PUT", "/api/v1/entity-types/new", json={}, headers={"If-Match": '"0"'})
+    assert new.ok()["version"] == 1
+    assert await pages(http, "/api/v1/entity-types", {}, "name") == ["cart", "new"]
+
+
+async def test_snapshots_of_an_entity_are_listed_without_their_payloads(
+    http: Asgi, store: Any
+) -> None:
+    for _ in range(4):
+        await store.append("default", one("eu-0", entity_type="cart"))
+    snapshots = SnapshotStore(store.database, store)
+    for sequence in (2, 3, 5):
+        await snapshots.save(
+            "default", "cart", "eu-0", sequence, NewSnapshot("Cart", b"secret-payload")
+        )
+    query = {"type": "cart", "id": "eu-0"}
+    assert await pages(http, "/api/v1/snapshots", query, "sequence") == [5, 3, 2]
+    answer = await http.get("/api/v1/snapshots", query)
+    assert b"secret-payload" not in answer.body
+    [newest, *_] = answer.ok()["rows"]
+    assert (newest["type"], newest["source"], newest["covers"]) == ("Cart", "owner", False)
+    assert newest["event_at"].endswith("Z")
+    gone = await http.get("/api/v1/snapshots", query | {"id": "nosuch"})
+    gone.problem(404, "ENTITY_NOT_FOUND")
+    said = (await http.get("/api/v1/snapshots", {"type": "cart"})).problem(400, "INVALID_ARGUMENT")
+    assert said["field"] == "id"
