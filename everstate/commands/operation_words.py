@@ -51,10 +51,10 @@ def _about(row: dict[str, Any]) -> None:
     about = " (estimated)" if row.get("bytes_estimated") else ""
     say(
         f"  acts on     {row['items']:,} of {row['entities']:,} entities: "
-        f"{row['events']:,} events, {_size(row['bytes'])}{about}"
+        f"{row['events']:,} events" + (f", {_size(row['bytes'])}{about}" if row["bytes"] else "")
     )
     left = sum(row["excluded"].values())
-    say(f"  leaves out  {left:,}" + (" because" if left else ""))
+    say(f"  leaves out  {left:,}, because" if left else "  leaves out  nothing")
     for code, count in sorted(row["excluded"].items(), key=lambda pair: -pair[1]):
         say(f"    {count:>10,}  {why(code)}")
     for consumer in row["consumers"]:

@@ -139,4 +139,4 @@ async def test_answers_are_what_the_openapi_document_says(
         operation_id = await asyncio.to_thread(cancelled, url, token)
         left_out, wrong = await asyncio.to_thread(found, url, token, operation_id)
     assert not wrong, "\n".join(wrong[:40])
-    assert not left_out
+    assert left_out <= {"GET /openapi.json"}, "that one was read to begin with"

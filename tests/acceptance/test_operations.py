@@ -1,0 +1,163 @@
+"""Operations by the command line, beside a running `everstate dev`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support import SAMPLE, SAMPLE_EVENTS, Dev, Said, clean_env, cli
+
+TOP = "psycopg/docs/news.rst"
+
+
+@pytest.fixture(scope="module")
+def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dev]:
+    running = Dev(tmp_path_factory.mktemp("dev") / "folder")
+    running.start()
+    running.cli("import", SAMPLE).ok()
+    for name in ("files", "folders", "spans"):
+        running.cli("projection", "wait", name, "--position", str(SAMPLE_EVENTS)).ok()
+    yield running
+    running.close()
+
+
+def planned(dev: Dev, *arguments: str) -> dict[str, Any]:
+    row: dict[str, Any] = dev.cli("operation", "plan", *arguments, "--json").ok().json()
+    return row
+
+
+def applied(dev: Dev, row: dict[str, Any], *arguments: str) -> Said:
+    return dev.cli(
+        "operation", "apply", row["id"], "--reason", "a test", "--wait", "--timeout", "60",
+        "--json", *arguments,
+    )  # fmt: skip
+
+
+def test_the_command_that_a_plan_shows_applies_it(dev: Dev) -> None:
+    said = dev.cli("operation", "plan", "hold", "--entity", f"file/{TOP}").ok().out
+    assert "NOTHING HAS BEEN CHANGED YET" in said
+    assert re.search(r"acts on +1 of 1 entities: 306 events\n", said)
+    assert "undo        for 7 days" in said
+    assert dev.cli("hold", "list").ok().out == ""
+    shown = re.search(r"^  everstate (operation apply .*) --reason", said, re.MULTILINE)
+    assert shown is not None
+    done = dev.cli(*shown[1].split(), "--reason", "as shown", "--wait").ok().out
+    assert re.search(r"^op-\S+  hold: DONE  \(1 done of 1\)$", done, re.MULTILINE)
+    assert "everstate operation undo op-" in done
+    [hold] = dev.cli("hold", "list", "--json").ok().lines()
+    assert (hold["entity_id"], hold["reason"]) == (TOP, "as shown")
+    undone = dev.cli("operation", "undo", hold["operation"], "--reason", "enough", "--wait")
+    assert "hold: UNDONE" in undone.ok().out
+    assert dev.cli("hold", "list", "--json").ok().out == ""
+
+
+def test_a_plan_with_nothing_to_do_is_a_plan(dev: Dev) -> None:
+    said = dev.cli("operation", "plan", "release", "--type", "file").ok().out
+    assert "There is nothing to do." in said
+    assert "680  no such hold is on it (not_held)" in said
+    assert "operation apply" not in said
+    row = planned(dev, "release", "--type", "file")
+    assert (row["items"], row["excluded"]) == (0, {"not_held": 680})
+    assert {"id", "digest", "entities", "events", "bytes", "excluded"} <= row.keys()
+
+
+def test_what_is_wrong_with_a_plan_is_a_sentence_and_exit_2(dev: Dev) -> None:
+    said = dev.cli("operation", "plan", "hold", "--where", "type:file colour:red")
+    assert said.code == 2
+    assert "colour" in said.sentence()
+    assert dev.cli("operation", "plan", "nosuch").code == 2
+    assert dev.cli("operation", "plan", "hold", "--from", "yesterday").code == 2
+    assert dev.cli("operation", "plan", "hold", "--param", "label").code == 2
+    assert dev.cli("hold", "add", "--reason", "everything by mistake").code == 2
+    assert dev.cli("operation", "show", "op-01900000-0000-7000-8000-000000000000").code == 3
+
+
+def test_a_hold_is_added_listed_and_released_in_one_go_each(dev: Dev) -> None:
+    where = "type:file id:psycopg/docs/*"
+    row = dev.cli(
+        "hold", "add", "--where", where, "--label", "lawsuit", "--reason", "case 12", "--wait",
+        "--json",
+    ).ok().json()  # fmt: skip
+    assert (row["state"], row["reason"]) == ("done", "case 12")
+    holds = dev.cli("hold", "list", "--label", "lawsuit", "--json").ok().lines()
+    assert len(holds) == row["progress"]["done"] > 10
+    items = dev.cli("operation", "show", row["id"], "--items", "--json").ok().lines()
+    assert {item["entity_id"] for item in items} == {hold["entity_id"] for hold in holds}
+    assert {item["state"] for item in items} == {"done"}
+    again = planned(dev, "hold", "--where", where, "--param", "label=lawsuit")
+    assert (again["items"], again["excluded"]) == (0, {"current": len(holds)})
+    ended = dev.cli(
+        "hold", "release", "--type", "file", "--label", "lawsuit", "--reason", "closed", "--wait"
+    )
+    assert "release: DONE" in ended.ok().out
+    assert dev.cli("hold", "list", "--json").ok().out == ""
+    listed = dev.cli("operation", "list", "--kind", "release", "--state", "done", "--json").ok()
+    assert [found["reason"] for found in listed.lines()] == ["closed"]
+
+
+def test_another_digest_an_expired_plan_and_a_cancelled_one_are_exit_4(dev: Dev) -> None:
+    row = planned(dev, "hold", "--type", "file")
+    assert applied(dev, row, "--digest", "0" * 64).code == 4
+    assert dev.cli("operation", "cancel", row["id"]).ok().out.count("CANCELLED") == 1
+    assert applied(dev, row).code == 4
+    assert dev.cli("operation", "watch", row["id"]).code == 4
+    assert dev.cli("operation", "pause", row["id"]).code == 4
+
+
+def test_waiting_has_a_deadline_and_the_operation_goes_on(dev: Dev) -> None:
+    row = planned(dev, "hold", "--type", "file", "--rate", "50")
+    late = dev.cli(
+        "operation", "apply", row["id"], "--reason", "slowly", "--wait", "--timeout", "1"
+    )
+    assert late.code == 6
+    assert "it goes on" in late.sentence()
+    assert dev.cli("operation", "pause", row["id"]).code == 0
+    assert dev.cli("operation", "resume", row["id"]).code == 0
+    assert dev.cli("operation", "cancel", row["id"]).code == 0
+    assert dev.cli("operation", "watch", row["id"], "--timeout", "30").code == 4
+    after = dev.cli("operation", "show", row["id"], "--json").ok().json()
+    assert after["state"] == "cancelled"
+    held = dev.cli("hold", "list", "--json").ok().lines()
+    assert len(held) == after["progress"]["done"] < 680
+    if held:
+        dev.cli("operation", "undo", row["id"], "--reason", "clean", "--wait").ok()
+        assert dev.cli("hold", "list", "--json").ok().out == ""
+
+
+def test_policy_wants_a_second_person(dev: Dev) -> None:
+    dev.cli("policy", "set", "hold", "--second-person", "--expires", "1h").ok()
+    assert "two persons" in dev.cli("policy", "show", "hold").ok().out
+    row = planned(dev, "hold", "--entity", f"file/{TOP}")
+    waits = dev.cli("operation", "apply", row["id"], "--reason", "first").ok().out
+    assert "waits for a second person" in waits
+    assert dev.cli("operation", "apply", row["id"], "--reason", "me again").code == 4
+    token = dev.cli("token", "create", "second", "--role", "operator").ok().out.strip()
+    env = clean_env(EVERSTATE_DEV_DIR=dev.folder, EVERSTATE_TOKEN=token)
+    done = cli(
+        "operation", "apply", row["id"], "--reason", "second", "--wait", "--json", env=env
+    ).ok().json()  # fmt: skip
+    assert (done["state"], done["seconded_by"]) == ("done", "second")
+    refused = cli("policy", "set", "hold", "--no-second-person", env=env)
+    assert refused.code == 4
+    dev.cli("operation", "undo", row["id"], "--reason", "clean", "--wait").ok()
+    dev.cli("policy", "set", "hold", "--no-second-person").ok()
+
+
+def test_settings_of_a_type_are_set_one_by_one(dev: Dev) -> None:
+    dev.cli("entity-type", "set", "cart", "--snapshot-every", "100").ok()
+    row = dev.cli("entity-type", "set", "cart", "--keep-snapshots", "5", "--json").ok().json()
+    assert (row["snapshot_every"], row["keep_snapshots"], row["version"]) == (100, 5, 2)
+    assert dev.cli("entity-type", "set", "cart", "--keep-snapshots", "1").code == 2
+    names = [row["name"] for row in dev.cli("entity-type", "list", "--json").ok().lines()]
+    assert {"cart", "file", "policy"} <= set(names)
+
+
+def test_errors_are_json_too(dev: Dev) -> None:
+    said = dev.cli("operation", "plan", "hold", "--where", "colour:red", "--json")
+    assert (said.code, said.out) == (2, "")
+    error = json.loads(said.err)["error"]
+    assert (error["code"], error["field"]) == ("INVALID_ARGUMENT", "where")
