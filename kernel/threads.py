@@ -83,16 +83,19 @@ class Threads:
         self.most = most
         self._room = asyncio.Semaphore(most)
 
-    async def run(self, function: Callable[[], Result], seconds: float) -> Result:
+    async def run(
+        self, function: Callable[[], Result], seconds: float, *, patience: float | None = None
+    ) -> Result:
         """What ``function`` gives.
 
         Raises:
-            TimeoutError: it took longer than ``seconds``. Overloaded: no thread was free in that
-            time. What it raises; an exit of the program becomes `RuntimeError`.
+            TimeoutError: it took longer than ``seconds``. Overloaded: no thread was free within
+            ``patience`` (default: as many). What it raises; an exit of the program becomes
+            `RuntimeError`.
 
         """
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds if patience is None else patience):
                 await self._room.acquire()
         except TimeoutError:
             raise Overloaded(

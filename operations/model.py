@@ -139,6 +139,14 @@ REASONS: Mapping[str, str] = {
     "not_held": "no such hold is on it",
     "changed": "it has changed since the plan",
     "gone": "it is no longer there",
+    "no_events": "it has no event before that time",
+    "compacted": "its events up to there are compacted",
+    "taken": "another snapshot, which the fold cannot load, is at that sequence number",
+    "unusable": "its owner cannot load the snapshots of the fold",
+    "differs": "the snapshot at that sequence number is not what its events give",
+    "fold_failed": "its fold failed on an event",
+    "too_large": "its snapshot is larger than snapshots may be",
+    "covers": "its floor rests on the snapshot",
 }
 """Why things are excluded or skipped. Kinds may add their own in their tests' sight."""
 

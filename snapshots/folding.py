@@ -192,9 +192,9 @@ class Run:
             raise self._failed(where, error) from None
 
     def _failed(self, where: str, error: Exception) -> FoldFailed:
-        at = place(error)
-        said = type(error).__name__ + (f" ({at})" if at else "")
-        return FoldFailed(f"{self.definition.title}: {self.entity.title}: {where}: {said}")
+        return FoldFailed(
+            f"{self.definition.title}: {self.entity.title}: {where}: {type_of(error)}"
+        )
 
 
 @dataclass(slots=True)
@@ -247,7 +247,7 @@ class Folding:
             to = await target_of(journal, entity, sequence, time_us)
             async with self.run(definition, entity) as run:
                 await self._fold(journal, run, to, full=full)
-                shown = await self.threads.run(run.json, self.batch_seconds)
+                shown = await self.call(definition, run.json)
             return FoldedState(
                 entity_type, entity_id, to, entity.floor, run.position, run.time_us,
                 definition.version, run.from_snapshot, run.events, shown,
@@ -275,7 +275,7 @@ class Folding:
             to = await target_of(journal, entity, sequence, None)
             async with self.run(definition, entity) as run:
                 await self._fold(journal, run, to, full=True)
-                payload = await self.threads.run(lambda: _proven(run), self.batch_seconds)
+                payload = await self.call(definition, lambda: _proven(run))
             return Folded(to, run.position, run.time_us, payload)
 
     async def _fold(self, journal: Journal, run: Run, to: int, *, full: bool) -> None:
@@ -286,7 +286,7 @@ class Folding:
         )
         if entity.base and (stored is None or to < entity.base):
             raise Compacted(entity.entity_type, entity.entity_id, entity.floor)
-        await self.threads.run(lambda: run.begin(stored), self.batch_seconds)
+        await self.call(run.definition, lambda: run.begin(stored))
         async for rows in events_of(journal, entity, run.sequence, to):
             await self.feed(journal, run, rows)
         if run.sequence != to:  # nobody can have removed them: reads end at the entity's head
@@ -297,7 +297,29 @@ class Folding:
         names = journal.names
         kinds = (names.event_types[type_id] for type_id in {row[5] for row in rows})
         await run.decoder.prepare([(kind.name, kind.content_type) for kind in kinds])
-        await self.threads.run(lambda: run.feed(rows, names), self.batch_seconds)
+        await self.call(run.definition, lambda: run.feed(rows, names))
+
+    async def redumped(self, definition: FoldDefinition, payload: bytes, type: str) -> bytes:  # noqa: A002
+        """A snapshot's payload as the fold dumps it when it has loaded it. Raises `FoldFailed`."""
+
+        def act() -> bytes:
+            fold = definition.fold
+            try:
+                return fold.dump(fold.load(payload, type))
+            except Exception as error:  # noqa: BLE001 - whatever the user's code raises
+                raise FoldFailed(f"{definition.title}: {type}: {type_of(error)}") from None
+
+        return await self.call(definition, act)
+
+    async def call(self, definition: FoldDefinition, act: Callable[[], Result]) -> Result:
+        """Runs the user's code in a thread. Raises `FoldFailed` when it gives no answer in time."""
+        try:
+            # Patience for others that hang before it: they are given up in turn.
+            return await self.threads.run(act, self.batch_seconds, patience=3 * self.batch_seconds)
+        except TimeoutError:
+            raise FoldFailed(
+                f"{definition.title}: gave no answer within {self.batch_seconds:g} s"
+            ) from None
 
     @contextlib.asynccontextmanager
     async def run(self, definition: FoldDefinition, entity: Entity) -> AsyncIterator[Run]:
@@ -305,6 +327,12 @@ class Folding:
         decoder = self._decoders.pop() if self._decoders else self.decoder()
         yield Run(definition, entity, decoder)
         self._decoders.append(decoder)  # after a failure a thread may still have it
+
+
+def type_of(error: BaseException) -> str:
+    """What an error of the user's code is and where it came from, without its message."""
+    at = place(error)
+    return type(error).__name__ + (f" ({at})" if at else "")
 
 
 def _proven(run: Run) -> bytes:
@@ -332,8 +360,7 @@ async def deadline(seconds: float, definition: FoldDefinition) -> AsyncIterator[
             yield
     except TimeoutError:
         raise DeadlineExceeded(
-            f"{definition.title}: was given up: a batch of events took too long, or all of them"
-            f" more than {seconds:g} s"
+            f"{definition.title}: not all events were folded within {seconds:g} s"
         ) from None
 
 

@@ -261,7 +261,7 @@ class _Verifier:
                 await connection.fetch(statement, entity.log_id, entity.key, *columns)
 
     async def _thread(self, act: Callable[[], Any]) -> Any:
-        return await self.folding.threads.run(act, self.folding.batch_seconds)
+        return await self.folding.call(self.run.definition, act)
 
 
 __all__ = ["Entity", "Finding", "Verdict", "Verification", "verify"]

@@ -26,6 +26,7 @@ from operations.model import (
     Selection,
     State,
 )
+from snapshots.model import TypeSettings
 
 DEFAULT = Selection()
 
@@ -184,11 +185,14 @@ async def plan(
     *,
     steps: int = 0,
     row: Mapping[str, Any] | None = None,
+    folds: Any = None,
+    settings: Mapping[str, TypeSettings] | None = None,
     **parameters: Any,
 ) -> Operation:
     """Plans an operation on the entities of the log ``default`` with these ids; None: all."""
     of: Any = kind_named(kind)
     context = await context_of(journal, of, parameters, **(row or {}))
+    context.environment, context.settings = Environment(folds), settings or {}
     made = Operation(of, context, steps=steps)
     page = await candidates(context, ids)
     for candidate, verdict in zip(page, await of.judge(page, context), strict=True):

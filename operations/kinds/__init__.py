@@ -10,6 +10,7 @@ from operations.kinds.base import EntityKind, TaskKind
 from operations.kinds.compact import Compact
 from operations.kinds.holds import Hold, Release
 from operations.kinds.projections import Rebuild, Replay
+from operations.kinds.snapshot import Snapshot, SnapshotPrune
 from operations.kinds.states import SoftDelete, Tombstone, Undelete
 
 _ALL: tuple[EntityKind | TaskKind, ...] = (
@@ -18,6 +19,8 @@ _ALL: tuple[EntityKind | TaskKind, ...] = (
     Rebuild(),
     Release(),
     Replay(),
+    Snapshot(),
+    SnapshotPrune(),
     SoftDelete(),
     Tombstone(),
     Undelete(),

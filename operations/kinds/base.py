@@ -97,7 +97,7 @@ class Environment:
     """What the process has beyond the database; a kind that needs more says so in a sentence."""
 
     folds: Any = None
-    """`snapshots.folds.Folds`, or None where no user code is loaded."""
+    """`snapshots.folding.Folding`, or None where no user code is loaded."""
 
 
 class Kind(Protocol):

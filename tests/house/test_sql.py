@@ -185,6 +185,20 @@ HOT = [
         package="operations",
     ),
     Hot(
+        "snapshot_facts",
+        (LOG, [7], [1], [6], [1], [7], [CHUNK - 1], ["1/state"], True),
+        LEAF_ENTITY,
+        1,
+        package="operations",
+    ),
+    Hot(
+        "prune_facts",
+        (LOG, [7], [1], [2], [99]),
+        r"^snapshots_\d_pkey",
+        on="snapshots",
+        package="operations",
+    ),
+    Hot(
         "fold_before",
         (LOG, [7], [7], [CHUNK - 1], [6], AT + timedelta(days=9)),
         LEAF_ENTITY,
