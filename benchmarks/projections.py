@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any, Self
 
 from benchmarks import meter
+from benchmarks.filled import fill
 from benchmarks.load import BenchmarkError, Sample, ramp_of
 from benchmarks.stack import Worker
 from benchmarks.workspace import Workspace
 from kernel.database import Database, DatabaseSettings
-from kernel.ids import slice_of
 from projections import control
 
 LOG = "bench_files"
 EVENTS, ENTITIES = 1_000_000, 10_000
-PAYLOAD_BYTES = 256
 PEER_EVENTS = 60_000
 START_SECONDS, REBUILD_SECONDS = 60.0, 600.0
 TICK_SECONDS = 0.01
@@ -29,50 +28,6 @@ _serial = itertools.count(1)
 
 #: What both sides count; event n is of file n mod 10,000.
 ADDED, DELETED = "(p % 97)", "(p % 13)"
-
-# A log as appends would have left it, in bulk; it passes `everstate log verify`, which is run.
-# $1 log, $2 entity ids in the order of their first events, $3 their slices.
-FILL = (
-    "INSERT INTO everstate.entity_types (name) VALUES ('file') ON CONFLICT DO NOTHING",
-    """
-    INSERT INTO everstate.event_types (name, content_type)
-    VALUES ('FileChanged', 'application/json') ON CONFLICT DO NOTHING
-    """,
-    f"""
-    INSERT INTO everstate.entities (entity_key, last_seq, event_count, first_position,
-      last_position, log_id, type_id, slice, entity_id)
-    SELECT e.k, n.count, n.count, e.k, e.k + (n.count - 1) * {ENTITIES}, $1,
-      (SELECT type_id FROM everstate.entity_types WHERE name = 'file'), e.slice, e.id
-    FROM unnest($2::text[], $3::int[]) WITH ORDINALITY e (id, slice, k),
-      LATERAL (SELECT ({EVENTS} - e.k) / {ENTITIES} + 1 AS count) n
-    """,
-    f"""
-    INSERT INTO everstate.events (position, entity_key, seq, recorded_at, prev_position, event_id,
-      log_id, type_id, entity_type_id, slice, flags, entity_id, payload)
-    SELECT p, e.k, (p - 1) / {ENTITIES} + 1,
-      timestamptz '2026-01-01Z' + (p - 1) / 100 * interval '1 second',
-      CASE WHEN p > {ENTITIES} THEN p - {ENTITIES} END, gen_random_uuid(), $1,
-      (SELECT type_id FROM everstate.event_types WHERE name = 'FileChanged'
-         AND content_type = 'application/json'),
-      (SELECT type_id FROM everstate.entity_types WHERE name = 'file'), e.slice, 0, e.id,
-      convert_to(rpad(format('{{"added":%s,"deleted":%s,"filler":"', {ADDED}, {DELETED}),
-        {PAYLOAD_BYTES - 2}, 'x') || '"}}', 'UTF8')
-    FROM generate_series($4::bigint, $5::bigint) p
-    JOIN unnest($2::text[], $3::int[]) WITH ORDINALITY e (id, slice, k)
-      ON e.k = (p - 1) % {ENTITIES} + 1
-    """,
-    f"""
-    INSERT INTO everstate.batches (log_id, last_position, first_position, recorded_at,
-      last_entity_key, bytes_total, node)
-    SELECT $1, p, p - 99, timestamptz '2026-01-01Z' + (p - 100) / 100 * interval '1 second',
-      least(p, {ENTITIES}), p * {PAYLOAD_BYTES}, 'benchmark'
-    FROM generate_series(100, {EVENTS}, 100) p
-    """,
-    """
-    UPDATE everstate.batches SET recorded_at = '2026-01-01Z'
-    WHERE log_id = $1 AND last_position = 0
-    """,
-)
 
 # An SQL-only projection, as a user would write it.
 PROJECTION = """\
@@ -130,31 +85,11 @@ class Files(Projection):
 
 async def fill_log(space: Workspace) -> None:
     """A log of 1,000,000 events of 10,000 files; proved by `everstate log verify`'s call."""
-    if space.project_log:
-        return
-    await space.stack.client.create_log(LOG)
-    connection = await space.stack.connection()
-    log_id = await connection.fetchval("SELECT log_id FROM everstate.logs WHERE name = $1", LOG)
-    names = [f"src/file{k}" for k in range(ENTITIES)]
-    slices = [slice_of("file", name) for name in names]
-    kinds, events, entities, batches, first = FILL[:2], FILL[3], FILL[2], FILL[4], FILL[5]
-    async with connection.transaction():
-        for statement in kinds:
-            await connection.execute(statement)
-        await connection.execute(entities, log_id, names, slices)
-        for low in range(1, EVENTS + 1, 100_000):
-            await connection.execute(events, log_id, names, slices, low, low + 99_999)
-        await connection.execute(batches, log_id)
-        await connection.execute(first, log_id)
-    # As autovacuum would at a moment of its own choice, in the middle of a round.
-    await connection.execute("VACUUM (ANALYZE) everstate.events")
-    await connection.execute("VACUUM (ANALYZE) everstate.entities")
-    report = None
-    async for progress in space.stack.client.verify(LOG):
-        report = progress.report or report
-    if report is None or not report.ok or report.events != EVENTS:
-        raise BenchmarkError(f"the log that was filled is not a true one: {report}")
-    space.project_log = LOG
+    if not space.project_log:
+        names = [f"src/file{k}" for k in range(ENTITIES)]
+        values = {"added": ADDED, "deleted": DELETED}
+        await fill(space, LOG, "file", names, EVENTS, "FileChanged", values)
+        space.project_log = LOG
 
 
 class Projected:

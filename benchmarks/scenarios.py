@@ -6,7 +6,7 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from benchmarks import appends, delivery, memory, projections, reads
+from benchmarks import appends, delivery, memory, operations, projections, reads
 from benchmarks.load import Sample
 from benchmarks.workspace import Workspace
 
@@ -114,6 +114,19 @@ GROUPS: tuple[tuple[Scenario, ...], ...] = (
         Scenario(
             "rebuild/2_segments", "s", projections.rebuild, projections.fill_log, once=True
         ),
+    ),
+    (Scenario("plan_100k", "s", operations.plan, operations.fill_log),),
+    (
+        Scenario("compact_100k", "s", operations.compact, operations.fill_log, once=True),
+        Scenario(
+            "compact_appends/undisturbed", "ms", operations.undisturbed, once=True,
+            needs=("compact_100k",),
+        ),
+        Scenario(
+            "compact_appends/beside", "ms", operations.beside, once=True,
+            references={"": "compact_appends/undisturbed"}, needs=("compact_100k",),
+        ),
+        Scenario("rss/compact", "MB", operations.worker_rss, once=True, needs=("compact_100k",)),
     ),
     (Scenario("load_entity/100", "loads/s", reads.load_entity, reads.make_entities),),
     (

@@ -78,6 +78,14 @@ TARGETS: tuple[Target, ...] = (
     Target("project/upsert_python", "≥ 10,000 events/s", lambda r, _: r.value >= 10_000),
     _ratio("project/upsert_python", 5.0, "≥ 5 × project/pyeventsourcing"),
     Target("rebuild/2_segments", "≤ 90 s", lambda r, _: r.value <= 90),
+    _at_most("plan_100k", 2, "s"),
+    _at_most("compact_100k", 30, "s"),
+    Target(
+        "compact_appends/beside",
+        "p99 ≤ 1.5 × compact_appends/undisturbed",
+        lambda r, _: None if r.ratio is None else r.ratio <= 1.5,
+    ),
+    _at_most("rss/compact", 300, "MB"),
     _at_most("rss/flood", 250, "MB"),
     _at_most("rss/slow_readers", 250, "MB"),
 )

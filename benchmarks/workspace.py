@@ -31,6 +31,10 @@ class Workspace:
     project_log: str = ""
     peer_events: int = 0
     """Events that pyeventsourcing has for its projection."""
+    carts_log: int = 0
+    """The number of the log of benchmarks/operations.py."""
+    compaction: Any = None
+    """What its newest run found: `benchmarks.operations.Compaction`."""
     entities: list[str] = field(default_factory=list)
     raw: RawAppender | None = None
     statements: dict[str, Any] = field(default_factory=dict)
