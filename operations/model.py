@@ -147,6 +147,8 @@ REASONS: Mapping[str, str] = {
     "fold_failed": "its fold failed on an event",
     "too_large": "its snapshot is larger than snapshots may be",
     "covers": "its floor rests on the snapshot",
+    "replaying": "it is being delivered already",
+    "waiting": "it waits behind a parked event of its entity",
 }
 """Why things are excluded or skipped. Kinds may add their own in their tests' sight."""
 

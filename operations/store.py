@@ -230,6 +230,36 @@ async def items(
     return [_item(row) for row in rows]
 
 
+async def items_after(
+    connection: Connection, schema: str, operation_id: str, after: int, limit: int
+) -> list[Item]:
+    """Items in order, of all states, inside somebody's transaction."""
+    rows = await connection.fetch(
+        sql.load("operations", "items", schema), uuid_of(operation_id), after, None, limit
+    )
+    return [_item(row) for row in rows]
+
+
+async def items_before(
+    connection: Connection, schema: str, operation_id: str, before: int, limit: int
+) -> list[Item]:
+    """Items backwards, of all states, inside somebody's transaction."""
+    rows = await connection.fetch(
+        sql.load("operations", "items_before", schema), uuid_of(operation_id), before, limit
+    )
+    return [_item(row) for row in rows]
+
+
+async def going(connection: Connection, schema: str, operation_id: str) -> tuple[State, str]:
+    """State and wish of an operation; neither changes until the transaction ends."""
+    row = await connection.fetchrow(
+        sql.load("operations", "operation_going", schema), uuid_of(operation_id)
+    )
+    if row is None:
+        raise NotFound(f"there is no operation {operation_id}")
+    return State(row["state"]), row["wish"]
+
+
 async def items_done(
     database: Database, operation_id: str, up_to: int, limit: int, *, timeout: float | None = 10
 ) -> list[Item]:

@@ -188,6 +188,23 @@ def share(rank: int, members: int, partitions: int) -> int:
     return partitions // members + (rank < partitions % members)
 
 
+async def watermark_of(journal: StoreJournal, field: str, log_id: int, position: int) -> int:
+    """The position before the first one wanted; 0: the beginning, `FROM_NOW`: after the head.
+
+    Raises:
+        InvalidArgument: it is none of these. OutOfRange: the log does not hold it.
+
+    """
+    first, head = await journal.reader.bounds(log_id, 10)
+    if position == FROM_NOW:
+        return head
+    if position < 0 or position >= 2**63:
+        raise InvalidArgument(field, f"{position} is not -1, 0 or a position")
+    if position > head + 1 or 0 < position < first:
+        raise OutOfRange(position, first, head)
+    return max(position, first) - 1
+
+
 class Groups:
     """The groups of a process; `start` after the journal, `close` before it."""
 
@@ -374,7 +391,7 @@ class Groups:
             settings = replace(settings, partitions=1)
         check_group_name(name)
         opened = await self._journal.open_log(log_name or "default", 10)
-        watermark = await self._watermark("from_position", opened.log_id, from_position)
+        watermark = await watermark_of(self._journal, "from_position", opened.log_id, from_position)
         await self.store.create(name, opened.log_id, settings, watermark)
         return await self.store.get(name)
 
@@ -404,21 +421,10 @@ class Groups:
         """Moves a group. Raises `OutOfRange` for what the log does not hold."""
         group = await self._named(name)
         opened = await self._journal.open_log(group.log, 10)
-        watermark = await self._watermark("position", opened.log_id, position)
+        watermark = await watermark_of(self._journal, "position", opened.log_id, position)
         await self.store.seek(group.group_id, watermark)
         self._changed(group.group_id)
         return await self.store.get(name)
-
-    async def _watermark(self, field: str, log_id: int, position: int) -> int:
-        """The position before the first one wanted."""
-        first, head = await self._journal.reader.bounds(log_id, 10)
-        if position == FROM_NOW:
-            return head
-        if position < 0 or position >= 2**63:
-            raise InvalidArgument(field, f"{position} is not -1, 0 or a position")
-        if position > head + 1 or 0 < position < first:
-            raise OutOfRange(position, first, head)
-        return max(position, first) - 1
 
     async def parked(
         self, name: str, selection: ParkedSelection, page_size: int, page_token: str

@@ -219,7 +219,7 @@ class GroupStore:
         """All partitions go on after this position; who has them has lost them."""
         async with self.database.connection(timeout, writing=True) as connection, _tx(connection):
             await connection.fetch(self._sql("group_lock"), group_id)
-            await connection.execute(self._sql("group_seek"), group_id, watermark)
+            await connection.execute(self._sql("group_seek"), group_id, watermark, None)
 
     # Members
 

@@ -8,6 +8,7 @@ from typing import TypeGuard
 from kernel.errors import InvalidArgument
 from operations.kinds.base import EntityKind, TaskKind
 from operations.kinds.compact import Compact
+from operations.kinds.groups import DiscardParked, ReplayParked, Seek
 from operations.kinds.holds import Hold, Release
 from operations.kinds.projections import Rebuild, Replay
 from operations.kinds.snapshot import Snapshot, SnapshotPrune
@@ -15,12 +16,15 @@ from operations.kinds.states import SoftDelete, Tombstone, Undelete
 
 _ALL: tuple[EntityKind | TaskKind, ...] = (
     Compact(),
+    DiscardParked(),
     Hold(),
     Rebuild(),
     Release(),
     Replay(),
     Snapshot(),
     SnapshotPrune(),
+    ReplayParked(),
+    Seek(),
     SoftDelete(),
     Tombstone(),
     Undelete(),

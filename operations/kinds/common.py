@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from kernel.errors import InternalError, InvalidArgument
 from operations.kinds.base import Context
-from operations.model import OperationRow, PlanBody
+from operations.model import OperationRow, PlanBody, Selection
 
 ID_PREFIX = "op-"
 _TYPES_NAMED = 3
@@ -45,6 +46,34 @@ def number(given: Mapping[str, Any], name: str, low: int, high: int) -> int | No
     if not low <= value <= high:
         raise InvalidArgument(f"parameters.{name}", f"{value} is not within {low}..{high}")
     return value
+
+
+def text(given: Mapping[str, Any], name: str, most: int) -> str:
+    """A text of at most so many characters; empty when not given. Raises `InvalidArgument`."""
+    value = given.get(name, "")
+    if not isinstance(value, str) or len(value) > most or "\0" in value:
+        raise InvalidArgument(f"parameters.{name}", f"is not a text of at most {most} characters")
+    return value
+
+
+def no_selection(context: Context) -> None:
+    """Refuses conditions on entities where the target is everything. Raises `InvalidArgument`."""
+    if replace(context.selection, log="default") != Selection():
+        raise InvalidArgument("selection", "this kind acts on its target as a whole: give none")
+
+
+async def positions_of(context: Context, last: int) -> tuple[int, int]:
+    """The positions of a selection's bounds, inclusive; without bounds 1 and ``last``."""
+    bounds = context.selection.from_, context.selection.to
+    low, high = [
+        without
+        if bound is None
+        else bound.position or (await context.journal.position_at(context.log, bound.time_us))[0]
+        for bound, without in zip(bounds, (1, last), strict=True)
+    ]
+    if context.selection.to is not None and context.selection.to.time_us:
+        high -= 1  # what happened at that time is not meant any more
+    return low, high
 
 
 def running(context: Context) -> OperationRow:

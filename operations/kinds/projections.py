@@ -15,8 +15,8 @@ import orjson
 from kernel import sql
 from kernel.errors import Conflict, EverstateError, InvalidArgument, NotFound, Unavailable
 from operations.kinds.base import Advance, Context
-from operations.kinds.common import count, flag, only, uuid_of
-from operations.model import Item, Moment, OperationRow, PlanBody, Policy, Selection
+from operations.kinds.common import count, flag, no_selection, only, positions_of, uuid_of
+from operations.model import Item, OperationRow, PlanBody, Policy, Selection
 from projections import control
 from projections import replay as replays
 from projections.control import ProjectionRow
@@ -162,30 +162,19 @@ async def _chosen(row: ProjectionRow, context: Context, head: int) -> replays.Se
         raise InvalidArgument(
             "selection.where", "a replay takes entities, types, or a range of positions"
         )
-    low, high = await _range(selection, context, head)
+    low = high = 0
+    if _is_ranged(selection):
+        low, high = await positions_of(context, head)
     chosen = replays.Selection(selection.entities, selection.types, low, high)
     replays.check(chosen, row.entity_types, head)
     return chosen
 
 
-async def _range(selection: Selection, context: Context, head: int) -> tuple[int, int]:
-    """The range of positions of a selection; (0, 0): it is about something else."""
-    ranged = selection.from_ is not None or selection.to is not None
-    if not ranged and (selection.entities or selection.types):
-        return 0, 0
-    low = await _position(selection.from_, context, 1)
-    high = await _position(selection.to, context, head)
-    if selection.to is not None and selection.to.time_us:
-        high -= 1  # what happened at that time is not meant any more
-    return low, high
-
-
-async def _position(moment: Moment | None, context: Context, without: int) -> int:
-    if moment is None:
-        return without
-    if moment.position:
-        return moment.position
-    return (await context.journal.position_at(context.log, moment.time_us))[0]
+def _is_ranged(selection: Selection) -> bool:
+    """Whether a selection has a range of positions, or none of the other conditions."""
+    if selection.from_ is not None or selection.to is not None:
+        return True
+    return not (selection.entities or selection.types)
 
 
 def _standing(row: ProjectionRow) -> list[str]:
@@ -225,6 +214,7 @@ class Rebuild:
 
     async def plan(self, context: Context, target: str) -> AsyncIterator[Item | PlanBody]:
         """One item: the projection, with the version that is built and the build that is live."""
+        no_selection(context)
         row = await control.get_projection(context.database, target)
         busy = await _under_way(context, target)
         if busy is not None:
