@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from datetime import timedelta
 from typing import Final
 from weakref import WeakKeyDictionary
@@ -45,6 +45,7 @@ __all__ = [
 _PLANS_AT_ONCE: Final = 2
 """Each holds a connection and reads through another one: a pool must not run dry of them."""
 _PLAN_WAITS_S: Final = 5.0
+_SIGN_OF_LIFE_S: Final = 3.0
 _MAX_RATE: Final = 1e6
 _CHANGE_S: Final = 10.0
 
@@ -100,19 +101,41 @@ async def _keep_items(connection: Connection, schema: str, operation_id: str, dr
     writing: asyncio.Task[None] | None = None
     count = 0
     try:
-        async for batch in draft.batches():
-            count += len(batch)
-            if count > MAX_ITEMS:
-                raise TooLarge("items", count, MAX_ITEMS, "items")
-            if writing is not None:
-                await writing
-            writing = asyncio.create_task(store.copy_items(connection, schema, operation_id, batch))
+        async with aclosing(draft.batches()) as batches:  # type: ignore[type-var]
+            while (batch := await _next_batch(batches, connection, writing)) is not None:
+                count += len(batch)
+                if count > MAX_ITEMS:
+                    raise TooLarge("items", count, MAX_ITEMS, "items")
+                if writing is not None:
+                    await writing
+                writing = asyncio.create_task(
+                    store.copy_items(connection, schema, operation_id, batch)
+                )
         if writing is not None:
             await writing
     finally:
         if writing is not None and not writing.done():
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
+
+
+async def _next_batch(
+    batches: AsyncIterator[list[Item]], connection: Connection, writing: asyncio.Task[None] | None
+) -> list[Item] | None:
+    """The next batch; None: there is none. Where millions are judged and few are found it takes
+    long, and a transaction that says nothing for a while would be ended by the database.
+    """
+    coming = asyncio.ensure_future(anext(batches, None))
+    try:
+        while not (await asyncio.wait({coming}, timeout=_SIGN_OF_LIFE_S))[0]:
+            if writing is not None:
+                await writing
+            await connection.execute("SELECT")
+        return await coming
+    finally:
+        if not coming.done():
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
 
 
 def _to_type(request: PlanRequest) -> str:

@@ -18,6 +18,8 @@ from typing import Final, NamedTuple
 FIRST: Final = 32
 """Items of the first step."""
 _LEAST: Final = 4
+_CUT: Final = 0.7
+"""What is left of a step's size when a commit was slow; the rest after it is doubled besides."""
 _SLOWER: Final = 1.5
 """So many times slower appends may be; then operations slow down."""
 _MEMORY: Final = 64
@@ -34,8 +36,8 @@ class Limits:
 
     step_s: float = 0.1
     duty: float = 0.5
-    slow: float = 3.0
-    slow_s: float = 0.008
+    slow: float = 4.0
+    slow_s: float = 0.010
     lag_s: float = 10.0
     rest_s: float = 2.0
 
@@ -82,14 +84,17 @@ class Throttle:
         self._commits.append(commit_s)
         slow = commit_s > limits.slow_s and commit_s > limits.slow * best
         if slow or writers_slower > _SLOWER:
-            self._size = max(self._size / 2, 1.0)
+            self._size = max(self._size * _CUT, 1.0)
             self._strain = min(self._strain * 2, 16.0)
         else:
-            self._strain = max(self._strain * 0.8, 1.0)
+            self._strain = max(self._strain * 0.7, 1.0)
             if step_s > limits.step_s:
                 self._size = max(self._size * max(limits.step_s / step_s, 0.5), 1.0)
             elif items >= self.size:
-                self._size = min(self._size + max(self._most / 16, 1.0), float(self._most))
+                # Not further than the step's time allows at the pace of this one.
+                allowed = self._size * limits.step_s / max(step_s, 1e-6)
+                grown = self._size + max(self._most / 10, 1.0)
+                self._size = min(grown, allowed, float(self._most))
         rest = step_s * (1 / limits.duty - 1) * self._strain
         reason = ""
         if slow:

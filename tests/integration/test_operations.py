@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
 
 import pytest
 
 from journal.store import StoreJournal, StoreSettings
 from kernel.database import Database, DatabaseSettings
-from kernel.errors import Conflict, InvalidArgument, NotFound, TooLarge
+from kernel.errors import Conflict, InvalidArgument, NotFound, TooLarge, Unavailable
 from operations import control, planner
-from operations.model import ItemState, Policy, Selection, State
+from operations.kinds.base import Candidate, Context
+from operations.model import Excluded, ItemState, Planned, Policy, Selection, State
 from tests.engine_support import ANN, BEN, Bench, bench
 
 
@@ -74,6 +76,29 @@ async def test_a_plan_that_fails_half_way_leaves_nothing(
         assert await desk.database.fetch(f"SELECT FROM everstate.{table}") == []
     monkeypatch.setattr(control, "MAX_ITEMS", 12)
     assert (await desk.plan()).items == 12
+
+
+async def test_a_plan_that_finds_little_for_long_is_not_ended_by_the_database(
+    desk: Bench, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await desk.entities(4)
+    impatient = await Database.open(
+        DatabaseSettings(database_url, idle_transaction_timeout=timedelta(milliseconds=300))
+    )
+    judge = desk.touch.judge
+
+    async def slowly(page: Sequence[Candidate], context: Context) -> Sequence[Planned | Excluded]:
+        await asyncio.sleep(1)
+        return await judge(page, context)
+
+    monkeypatch.setattr(desk.touch, "judge", slowly)
+    monkeypatch.setattr(control, "_SIGN_OF_LIFE_S", 0.05)
+    desk.database = impatient
+    assert (await desk.plan()).items == 4
+    monkeypatch.setattr(control, "_SIGN_OF_LIFE_S", 5)
+    with pytest.raises(Unavailable):
+        await desk.plan()
+    await impatient.close()
 
 
 async def test_what_is_asked_for_is_checked(desk: Bench) -> None:
