@@ -23,7 +23,9 @@ from everstate.commands.common import (
 )
 
 if TYPE_CHECKING:
-    from sidecar_api.client import Client, Expected
+    from collections.abc import AsyncIterator
+
+    from sidecar_api.client import Client, EntityPart, Expected
 
 EntityType = Annotated[str, typer.Argument(metavar="TYPE", help="Entity type, or TYPE/ID.")]
 EntityId = Annotated[str | None, typer.Argument(metavar="[ID]", help="Entity id.")]
@@ -100,18 +102,28 @@ def show_entity(
     url: Url = None,
     wait: Wait = 0.0,
 ) -> None:
-    """Show an entity's head and its events, oldest first."""
+    """Show an entity's head and its events, oldest first; of a compacted one, the readable ones."""
     from everstate.commands.reading import Reading
+    from kernel.errors import Compacted
     from sidecar_api.client import LoadQuery
 
     kind, name = named(entity_type, entity_id)
+
+    async def parts(client: Client) -> AsyncIterator[EntityPart]:
+        try:
+            async for part in client.load(log, LoadQuery(kind, name, ignore_snapshot=True)):
+                yield part
+        except Compacted as compacted:  # before anything was sent
+            query = LoadQuery(kind, name, after_sequence=compacted.floor - 1)
+            async for part in client.load(log, query):
+                yield part
 
     async def work(client: Client) -> None:
         reading = Reading.through(client, upcast=upcast)
         head: dict[str, Any] = {}
         events: list[dict[str, Any]] = []
         shown = 0
-        async for part in client.load(log, LoadQuery(kind, name, ignore_snapshot=True)):
+        async for part in parts(client):
             if part.entity is not None:
                 head = dataclasses.asdict(part.entity)
                 if not as_json:
@@ -120,6 +132,12 @@ def show_entity(
                         f"{part.entity.event_count} events, readable from {part.entity.floor}, "
                         f"{part.entity.state}, slice {part.entity.slice}"
                     )
+                    first = part.entity.sequence - part.entity.event_count + 1
+                    if first < part.entity.floor:
+                        typer.echo(
+                            f"events {first} to {part.entity.floor - 1} are compacted: "
+                            f"the snapshot at {part.entity.floor - 1} stands for them"
+                        )
             await reading.prepare(part.events)
             for event in part.events:
                 if limit is not None and shown >= limit:

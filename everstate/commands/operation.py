@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -214,10 +215,16 @@ def watch(id_: Id, timeout: Timeout = None, as_json: Json = False, url: AdminUrl
     With --json: a line for every change.
     """
     with control(url) as admin:
-        row = words.followed(admin, path(id_, "watch"), timeout, show if as_json else None)
+        row = words.followed(admin, path(id_, "watch"), timeout, _line if as_json else None)
     if not as_json:
         words.end(row)
     words.judge(row)
+
+
+def _line(row: dict[str, Any]) -> None:
+    """A line of JSON that a reader of a pipe sees at once."""
+    show(row)
+    sys.stdout.flush()
 
 
 def finish(

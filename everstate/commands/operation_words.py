@@ -204,8 +204,10 @@ def _late(row: dict[str, Any], timeout: float | None) -> Exception:
 
 def _interrupted(row: dict[str, Any]) -> NoReturn:
     if row:
+        goes_on = row["state"] in ("queued", "running", "undoing")
+        what = "goes on in the workers" if goes_on else f"stays {row['state']}"
         sys.stderr.write(
-            f"\n{row['id']} goes on in the workers. Look again: everstate operation watch "
+            f"\n{row['id']} {what}. Look again: everstate operation watch "
             f"{row['id']}; end it: everstate operation cancel {row['id']}\n"
         )
     raise KeyboardInterrupt

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.support import SAMPLE, SAMPLE_EVENTS, Dev, Said, clean_env, cli
+from tests.support import SAMPLE, SAMPLE_EVENTS, Dev, Said, clean_env, cli, start
 
 TOP = "psycopg/docs/news.rst"
 
@@ -126,6 +127,20 @@ def test_waiting_has_a_deadline_and_the_operation_goes_on(dev: Dev) -> None:
     if held:
         dev.cli("operation", "undo", row["id"], "--reason", "clean", "--wait").ok()
         assert dev.cli("hold", "list", "--json").ok().out == ""
+
+
+def test_an_interrupted_watch_says_what_becomes_of_the_operation(dev: Dev) -> None:
+    row = planned(dev, "hold", "--type", "file", "--rate", "20")
+    dev.cli("operation", "apply", row["id"], "--reason", "slowly").ok()
+    env = clean_env(EVERSTATE_DEV_DIR=dev.folder)
+    with start("operation", "watch", row["id"], "--json", env=env) as watching:
+        watching.until('"state":"running"')
+        assert watching.end(signal.SIGINT) == 130
+        assert f"{row['id']} goes on in the workers" in watching.text
+    assert dev.cli("operation", "cancel", row["id"]).code == 0
+    dev.cli("operation", "watch", row["id"], "--timeout", "30")
+    dev.cli("operation", "undo", row["id"], "--reason", "clean", "--wait", "--timeout", "60").ok()
+    assert dev.cli("hold", "list", "--json").ok().out == ""
 
 
 def test_policy_wants_a_second_person(dev: Dev) -> None:

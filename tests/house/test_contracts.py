@@ -10,18 +10,19 @@ import dataclasses
 import inspect
 import re
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import pytest
 import typer
 
 from admin_ui import app as admin_app
+from admin_ui import operation_shapes
 from admin_ui.access import Route
 from admin_ui.errors import problem
 from admin_ui.services import AdminSettings as AppSettings
 from everstate import control, lifecycle
 from everstate.cli import EXIT_CODES, app
-from everstate.commands import common, dev
+from everstate.commands import common, dev, operation_words
 from everstate.settings import (
     AdminSettings,
     DatabaseChoice,
@@ -34,6 +35,7 @@ from everstate.transfer import _KEYS
 from journal import model, preparation
 from kernel import clock, errors
 from kernel.errors import InvalidArgument
+from operations.model import ItemState, State
 from sidecar_api.client import Target
 from sidecar_api.generated import journal_pb2 as pb
 from sidecar_api.server import ServerSettings
@@ -288,17 +290,27 @@ def test_commands_have_these_arguments_and_options(command: str, flags: set[str]
     assert flags <= options(command).keys()
 
 
+ACTS = ("apply", "pause", "resume", "cancel", "undo", "retry", "replan")
+
+
 def test_the_http_api_keeps_its_paths() -> None:
     app = admin_app.api(admin_app.services(cast(Any, None), AppSettings()))
     one = "/api/v1/projections/{name}"
+    operation = "/api/v1/operations/{operation_id}"
     held = {
         "GET": {
             "/healthz", "/readyz", "/metrics", "/openapi.json", "/api/v1/whoami", "/api/v1/tokens",
             "/api/v1/members", "/api/v1/projections", one, f"{one}/builds", f"{one}/segments",
             f"{one}/parked", f"{one}/wait", "/api/v1/groups", "/api/v1/groups/{name}",
             "/api/v1/read/{projection}/{table}", "/api/v1/read/{projection}",
+            "/api/v1/operation-kinds", "/api/v1/operations", operation, f"{operation}/items",
+            f"{operation}/failures", f"{operation}/watch", "/api/v1/policies",
+            "/api/v1/policies/{kind}", "/api/v1/entity-types", "/api/v1/entity-types/{name}",
+            "/api/v1/holds", "/api/v1/entities", "/api/v1/snapshots",
         },
+        "PUT": {"/api/v1/policies/{kind}", "/api/v1/entity-types/{name}"},
         "POST": {
+            "/api/v1/operations", *(f"{operation}/{act}" for act in ACTS),
             "/api/v1/tokens", "/api/v1/tokens/{name}/revoke", f"{one}/pause", f"{one}/resume",
             f"{one}/rebuild", f"{one}/switch", f"{one}/rollback", f"{one}/replays",
         },
@@ -315,6 +327,36 @@ def test_the_http_api_keeps_its_paths() -> None:
     limit = next(p["schema"] for p in read["parameters"] if p["name"] == "limit")
     assert (limit["default"], limit["minimum"], limit["maximum"]) == (100, 1, 10_000)
     assert {p["name"] for p in read["parameters"]} >= {"order", "next", "min_position", "format"}
+
+
+def test_plans_and_operations_have_these_keys_and_states() -> None:
+    assert set(operation_shapes.Operation.model_fields) >= {
+        "id", "digest", "kind", "state", "entities", "items", "events", "bytes", "excluded",
+        "samples", "consumers", "warnings", "undoable", "undo_seconds", "undo_until",
+        "estimated_seconds", "sentence", "expires_at", "reason", "applied_by", "seconded_by",
+        "progress", "selection", "parameters", "target", "log", "error", "waits",
+    }  # fmt: skip
+    assert set(operation_shapes.NewPlan.model_fields) >= {
+        "kind", "log", "target", "selection", "parameters", "rate",
+    }  # fmt: skip
+    chosen = {f.alias or name for name, f in operation_shapes.Chosen.model_fields.items()}
+    assert chosen >= {"entities", "types", "from", "to", "where"}
+    assert set(operation_shapes.Applying.model_fields) >= {"digest", "reason", "typed"}
+    assert set(get_args(operation_shapes.Wire)) == {state.value for state in State}
+    words = {state.name.lower() for state in ItemState}
+    assert set(get_args(operation_shapes.ItemWord)) == words
+
+
+def test_a_waited_for_operation_ends_with_these_exit_codes() -> None:
+    row = {"id": "op-1", "error": None}
+    for state in ("done", "undone"):
+        operation_words.judge(row | {"state": state})
+    for state in ("failed", "review", "cancelled", "expired"):
+        with pytest.raises(errors.Conflict) as refused:
+            operation_words.judge(row | {"state": state})
+        assert EXIT_CODES[type(refused.value)] == 4
+    late = operation_words._late(row | {"state": "running"}, 1)
+    assert EXIT_CODES[type(late)] == 6
 
 
 def test_problems_have_these_members() -> None:
