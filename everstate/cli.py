@@ -28,6 +28,7 @@ from everstate.commands import (
     operation,
     projection,
     serve,
+    snapshot,
     token,
     work,
 )
@@ -106,6 +107,7 @@ for room in (
     data,
     log,
     entity,
+    snapshot,
     group,
     descriptor,
     projection,

@@ -1,4 +1,4 @@
-"""Wiring of operations into a worker: the runner, the audit's publisher, the upkeep."""
+"""Wiring of operations into a worker: the runner, the audit's publisher, the upkeeps."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from operations.kinds.base import Environment
 from operations.publish import Publisher
 from operations.runner import Runner, RunnerSettings
 from operations.upkeep import Upkeep
+from snapshots.store import SnapshotStore
+from snapshots.upkeep import Purge
 
 log = structlog.get_logger(__name__)
 
@@ -47,10 +49,12 @@ async def operating(
     )  # fmt: skip
     publisher = Publisher(leases, journal, name=process_name())
     upkeep = Upkeep(database, timedelta(days=settings.operation_items_days))
+    purge = Purge(SnapshotStore(database, journal))
     tasks = [
         asyncio.create_task(supervised("operations", runner.run)),
         asyncio.create_task(supervised("audit", publisher.run)),
         asyncio.create_task(supervised("upkeep of operations", upkeep.run)),
+        asyncio.create_task(supervised("upkeep of snapshots", purge.run)),
     ]
     try:
         yield runner

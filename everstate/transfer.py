@@ -29,6 +29,7 @@ from journal.model import ANY, JSON, OCTET_STREAM, Limits
 from journal.preparation import Preparer
 from kernel import clock
 from kernel.errors import (
+    Compacted,
     ForeignEvents,
     InvalidArgument,
     NotFound,
@@ -413,13 +414,10 @@ class Importer:
             if not mine:
                 continue
             first, last = mine[0].stored_sequence, mine[-1].stored_sequence
-            query = LoadQuery(
-                *entity, after_sequence=first - 1, to_sequence=last, ignore_snapshot=True
-            )
             found: dict[int, str] = {}
             if failed.actual:
-                async for part in self._client.load(self._log, query):
-                    found |= {event.sequence: event.event_id for event in part.events}
+                async for event in events_of(self._client, self._log, *entity, first, last):
+                    found[event.sequence] = event.event_id
             known[entity] = found
             if failed.actual < first - 1:
                 raise ForeignEvents(
@@ -439,6 +437,40 @@ class Importer:
         if len(missing) == len(lines):
             raise refused
         return missing
+
+
+async def events_of(
+    client: Client, log: str, entity_type: str, entity_id: str, first: int = 1, last: int = 0
+) -> AsyncIterator[EventView]:
+    """The events of an entity from one sequence number to another (0: its last).
+
+    Those below its floor too, as long as they are stored: they are read from the log.
+
+    Raises:
+        EntityNotFound: it never had an event.
+
+    """
+    query = LoadQuery(
+        entity_type, entity_id, after_sequence=first - 1, to_sequence=last, ignore_snapshot=True
+    )
+    try:
+        async for part in client.load(log, query):
+            for event in part.events:
+                yield event
+    except Compacted:  # before anything was sent
+        entity = await client.get_entity(log, entity_type, entity_id)
+        stored = ReadQuery(
+            entity.first_position,
+            entity.last_position,
+            entity_types=(entity_type,),
+            slices=((entity.slice, entity.slice),),
+        )
+        async for batch in client.read(log, stored):
+            for event in batch.events:
+                if event.entity_id == entity_id and event.sequence >= first:
+                    if last and event.sequence > last:
+                        return
+                    yield event
 
 
 def _run(lines: list[Line]) -> Append:
@@ -518,10 +550,9 @@ async def export_file(
             kind, slash, name = entity.partition("/")
             if not slash:
                 raise InvalidArgument("--entity", "has the form TYPE/ID")
-            async for part in client.load(log, LoadQuery(kind, name, ignore_snapshot=True)):
-                for event in part.events:
-                    if event.position >= low and (not high or event.position <= high):
-                        yield event
+            async for event in events_of(client, log, kind, name):
+                if event.position >= low and (not high or event.position <= high):
+                    yield event
             return
         query = ReadQuery(
             low, high, max_events=limit or 0, entity_types=(entity_type,) if entity_type else ()

@@ -241,6 +241,10 @@ operation_step_seconds = Histogram(
     buckets=_SECONDS,
     registry=REGISTRY,
 )
+snapshots_purged = Counter(
+    "everstate_snapshots_purged", "Removed snapshots that were deleted for good here.",
+    registry=REGISTRY,
+)  # fmt: skip
 operation_waits = Counter(
     "everstate_operation_waits",
     "Times that an operation slowed down or waited for others.",

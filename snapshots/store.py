@@ -115,12 +115,12 @@ class SnapshotStore:
             (said,) = await self.save_rows(
                 connection, opened.log_id, [row], source=source, replace=replace
             )
-            if said in (Saved.SAVED, Saved.SAME):
-                found = await connection.fetch(
-                    self._sql("snapshots_list"), opened.log_id, *name, sequence + 1, 1
-                )
-                return _info(*name, found[0])
-        raise policy.refused(said, name, sequence, entity["first"], entity["last_seq"])
+            if said not in (Saved.SAVED, Saved.SAME):  # inside: it rolls back the new marks too
+                raise policy.refused(said, name, sequence, entity["first"], entity["last_seq"])
+            found = await connection.fetch(
+                self._sql("snapshots_list"), opened.log_id, *name, sequence + 1, 1
+            )
+            return _info(*name, found[0])
 
     async def save_rows(
         self,
@@ -246,7 +246,7 @@ class SnapshotStore:
             row = await connection.fetchrow(
                 self._sql("snapshot_remove"), opened, entity["entity_key"], sequence, KEPT_AT_LEAST
             )
-        policy.check_removed(*name, sequence, None if row is None else tuple(row))
+            policy.check_removed(*name, sequence, None if row is None else tuple(row))
 
     async def due(
         self,

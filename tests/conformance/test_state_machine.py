@@ -41,7 +41,10 @@ from journal.store import StoreJournal, StoreSettings
 from kernel.database import Database, DatabaseSettings
 from kernel.errors import EverstateError
 from kernel.ids import new_id
-from tests.conformance.subject import set_state_in
+from snapshots.memory import MemorySnapshots, MemoryTypes
+from snapshots.model import SnapshotInfo
+from snapshots.store import SnapshotStore
+from tests.conformance.subject import set_floor_in, set_state_in
 
 NAMES = [(kind, name) for kind in ("cart", "order") for name in ("a", "ab", "b", "é")]
 KINDS = ["One", "Two", "Three"]
@@ -79,6 +82,15 @@ def timeless(event: Event) -> Event:
     return replace(event, recorded_at_us=0, metadata_json=metadata)
 
 
+def without_times(result: Any) -> Any:
+    """What is said of snapshots, without when they were saved and when their events were."""
+    if isinstance(result, list | tuple):
+        return [without_times(each) for each in result]
+    if isinstance(result, SnapshotInfo):
+        return replace(result, recorded_at_us=0, event_at_us=0)
+    return result
+
+
 async def said(work: Coroutine[Any, Any, Any]) -> Any:
     """A result without its time, or an error with all it says."""
     try:
@@ -96,6 +108,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.model = MemoryJournal()
+        self.kept = MemorySnapshots(self.model, MemoryTypes(self.model))
         self.log = f"m{next(_logs)}"
         self.sent: list[Append] = []
         self.numbers = itertools.count(1)
@@ -213,6 +226,47 @@ class Machine(RuleBasedStateMachine):
         state = "active" if name in there.states else state
         self.model.set_entity_state(self.log, name, state)
         self.stores.run(set_state_in(self.stores.store, self.log, name, state))
+
+    @rule(data=st.data(), name=st.sampled_from(NAMES))
+    def saves_a_snapshot(self, data: st.DataObject, name: tuple[str, str]) -> None:
+        """At any sequence number, so below the floor and beyond the end too."""
+        sequence = data.draw(st.integers(1, self.sequence(name) + 1))
+        snapshot = NewSnapshot("S", data.draw(st.sampled_from([b"%d" % sequence, b"x"])))
+        replace_ = data.draw(st.booleans())
+        self.both_kept(
+            lambda kept: kept.save(self.log, *name, sequence, snapshot, replace=replace_)
+        )
+
+    @rule(data=st.data(), name=st.sampled_from(NAMES))
+    def deletes_a_snapshot(self, data: st.DataObject, name: tuple[str, str]) -> None:
+        known = sorted(self.model._log(self.log).snapshots.get(name, {}))
+        sequence = data.draw(st.sampled_from([*known, 1]))
+        self.both_kept(lambda kept: kept.delete(self.log, *name, sequence))
+
+    @rule(data=st.data(), name=st.sampled_from(NAMES))
+    def moves_a_floor(self, data: st.DataObject, name: tuple[str, str]) -> None:
+        """To what a snapshot covers, or back, as compaction and its undo do."""
+        there = self.model._log(self.log)
+        if not self.sequence(name):
+            return
+        first = there.entities[name][0].sequence
+        floors = [n + 1 for n, kept in there.snapshots.get(name, {}).items() if not kept.removed]
+        floor = data.draw(st.sampled_from([first, *floors]))
+        self.model.set_floor(self.log, name, floor)
+        self.stores.run(set_floor_in(self.stores.store, self.log, name, floor))
+
+    @rule(name=st.sampled_from([*NAMES, ("cart", "never")]), sequence=st.integers(0, 12))
+    def looks_at_snapshots(self, name: tuple[str, str], sequence: int) -> None:
+        self.both_kept(lambda kept: kept.list(self.log, *name))
+        self.both_kept(lambda kept: kept.get(self.log, *name, sequence=sequence))
+
+    def both_kept(self, work: Callable[[Any], Coroutine[Any, Any, Any]]) -> None:
+        """As `both`, for snapshots."""
+        expected = self.stores.run(said(work(self.kept)))
+        found = self.stores.run(
+            said(work(SnapshotStore(self.stores.store.database, self.stores.store)))
+        )
+        assert without_times(found) == without_times(expected)
 
     @rule(data=st.data())
     def reads(self, data: st.DataObject) -> None:

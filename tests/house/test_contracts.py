@@ -270,6 +270,16 @@ SELECTION = {"--entity", "--type", "--from", "--to", "--where", "--log"}
         ("log position-at", SHOWN | {"time", "--log"}),
         ("entity list", SHOWN | {"--type", "--prefix", "--limit", "--log"}),
         ("entity show", SHOWN | {"entity_type", "entity_id", "--limit", "--log"}),
+        ("snapshot list", SHOWN | {"entity_type", "entity_id", "--limit", "--log"}),
+        (
+            "snapshot show",
+            SHOWN | {"entity_type", "entity_id", "--sequence", "--at", "--payload", "--log"},
+        ),
+        (
+            "snapshot save",
+            SHOWN | {"--type", "--data", "--payload", "--sequence", "--replace", "--log"},
+        ),
+        ("snapshot delete", SHOWN | {"entity_type", "entity_id", "--sequence", "--log"}),
         ("group list", SHOWN | {"--limit"}),
         ("group show", SHOWN | {"name"}),
         ("group create", SHOWN | {"name", "--log", "--from", "--partitions", "--global-order"}),

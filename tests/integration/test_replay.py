@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from journal.model import LoadQuery, NewSnapshot
 from journal.store import StoreJournal
 from kernel.database import Database
-from kernel.errors import Conflict, InvalidArgument, NotFound
+from kernel.errors import Compacted, Conflict, InvalidArgument, NotFound
 from kernel.leases import Leases
 from projections import control, replay, sqlfile
 from projections.execute import Moved, commit
@@ -18,7 +19,9 @@ from projections.registry import define
 from projections.replay import Selection
 from schemas.descriptors import Decoder
 from schemas.upcasters import Upcasters, upcaster
+from snapshots.store import SnapshotStore
 from tests.by_hand import Hand
+from tests.conformance.subject import set_floor_in
 from tests.support import ROOT, eventually_async
 
 SUMS = """
@@ -130,6 +133,21 @@ async def test_invariant_7_holds_after_a_replay_of_everything(
     assert await rows(hand.database) == FOLD
     row = await replay.get(hand.database, "sums", replay_id)
     assert (row.state, row.entities, row.events, row.segments_done) == ("done", 20, 61, 2)
+
+
+async def test_a_replay_of_compacted_entities_is_the_fold_of_the_log(
+    store: StoreJournal, hand: Hand
+) -> None:
+    kept = SnapshotStore(hand.database, store)
+    for name in ("thing-3", "thing-4"):
+        await kept.save("default", "thing", name, 2, NewSnapshot("Thing", b"2"))
+        await set_floor_in(store, "default", ("thing", name), 3)
+    with pytest.raises(Compacted):
+        await anext(store.load("default", LoadQuery("thing", "thing-3", ignore_snapshot=True)))
+    await damage(hand, "UPDATE sums SET total = 999; DELETE FROM sums WHERE id = 'thing-4'")
+    await order(hand, Selection(types=("thing",)))
+    await hand.replay_all()
+    assert await rows(hand.database) == FOLD
 
 
 async def test_a_range_of_positions_selects_the_entities_that_have_events_there_once(
