@@ -227,3 +227,42 @@ def test_a_rebuild_of_the_sample_compares_equal_and_goes_live(dev: Dev) -> None:
     assert {(row[0], row[1]): row[2:] for row in found} == history.folders(LINES)
     dev.cli("projection", "rollback", "folders").ok()
     assert dev.cli("projection", "show", "folders", "--json").ok().json()["live_build"] == 1
+
+
+def states(path: str) -> list[tuple[datetime, dict[str, Any]]]:
+    """(time, what is told of it) of a file after each of its events."""
+    found: list[tuple[datetime, dict[str, Any]]] = []
+    for step in history.steps(LINES):
+        if step.line["entity_id"] == path:
+            what = {"lines": step.lines, "last_commit": step.line["data"]["commit"]}
+            found.append((history.at(step.line), what | {"changes": len(found) + 1}))
+    return found
+
+
+def test_a_files_state_is_shown_now_and_then(dev: Dev) -> None:
+    path = "psycopg/docs/news.rst"
+    told = states(path)
+    then = datetime(2023, 1, 1, tzinfo=UTC)
+    until = next(i for i, (moment, _) in enumerate(told) if moment >= then)
+    assert 0 < until < len(told)
+    for options, expected, sequence in (
+        ((), told[-1][1], len(told)),
+        (("--sequence", "17"), told[16][1], 17),
+        (("--at", "2023-01-01T00:00:00Z"), told[until - 1][1], until),
+    ):
+        said = dev.cli("entity", "state", f"file/{path}", *options, "--json").ok().json()
+        assert said["sequence"] == sequence
+        assert {key: said["state"][key] for key in expected} == expected
+    text = dev.cli("entity", "state", f"file/{path}").ok().out
+    assert text.startswith(f"file/{path}: sequence 306, ")
+    assert (
+        dev.cli("entity", "verify", f"file/{path}")
+        .ok()
+        .out.endswith(
+            "306 events folded, no snapshot to load, 0 snapshots agree, 0 differ,"
+            " 0 are not the fold's\n"
+        )
+    )
+    assert dev.cli("entity", "state", "file/nosuch").code == 3
+    [fold] = dev.cli("fold", "list", "--json").ok().lines()
+    assert (fold["entity_type"], fold["version"], fold["loaded"]) == ("file", 1, True)
