@@ -236,6 +236,7 @@ async def test_undo_takes_the_snapshots_away_unless_a_floor_rests_on_them(
         "a": ("UNDONE", ""), "b": ("NOT_UNDONE", "covers"), "c": ("NOT_UNDONE", "changed"),
     }  # fmt: skip
     assert await shown(store.database) == [1]
+    assert await shown(store.database, "b") == [2], "a floor rests on it"
     row = (await stored(store.database))[2]
     assert f"op-{row['removed_by']}" == operation.row.id
 
