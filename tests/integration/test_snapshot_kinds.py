@@ -309,6 +309,7 @@ async def test_what_a_floor_rests_on_and_what_is_held_stays(store: StoreJournal)
     await (await operating.plan(store, "hold", ["later"])).apply()
     assert await operation.apply() == {"a": DONE, "later": ("SKIPPED", "held")}
     assert await shown(store.database) == [2, 4, 5]
+    assert await shown(store.database, "held") == await shown(store.database, "later") == [1, 2, 3]
 
 
 async def test_the_newest_that_the_owner_can_load_stay_as_well(store: StoreJournal) -> None:
