@@ -30,7 +30,6 @@ _TRIES_ALONE: Final = 2
 _PAUSE_S: Final = 0.2
 _LAG_PAUSE_S: Final = 0.5
 _FORWARDS: Final = frozenset({ItemState.DONE, ItemState.SKIPPED, ItemState.FAILED})
-_LOST: Final = frozenset({ItemState.FAILED})
 _BACKWARDS: Final = frozenset({ItemState.UNDONE, ItemState.NOT_UNDONE})
 
 
@@ -128,23 +127,25 @@ class EntityExecution(Execution):
         locked: Locked,
         items: Sequence[Item],
         outcomes: Sequence[Outcome],
+        *,
+        lost: bool = False,
     ) -> int:
         """Writes what became of items, and ends the operation when too many fail in a row: so many
-        failed at the end of the step.
+        failed at the end of the step. ``lost``: their step could not be done at all.
         """
         row = locked.row
         await store.settle(connection, self.database.schema, row.id, outcomes)
         changed = replace(counted(row, items, outcomes), waits=self._waits)
-        in_a_row = self._failed_in_a_row
+        in_a_row, reason = self._failed_in_a_row, ""
         for outcome in outcomes:
-            in_a_row = in_a_row + 1 if outcome.state in _LOST else 0
+            in_a_row = in_a_row + 1 if lost or outcome.state is ItemState.FAILED else 0
+            reason = outcome.reason
             if in_a_row >= IN_A_ROW:
                 break
         if in_a_row >= IN_A_ROW:
             error = {
                 "code": "ITEMS_FAILED",
-                "message": f"{in_a_row} items failed one after another, "
-                f"the last one: {outcomes[-1].reason}",
+                "message": f"{in_a_row} items failed one after another, the last one: {reason}",
             }
             await self.end(connection, locked, changed, State.FAILED, error)
         else:
@@ -170,7 +171,7 @@ class EntityExecution(Execution):
         in_a_row = 0
         async with self.changing(row) as (connection, locked):
             in_a_row = await self._keep(
-                connection, locked, items, [Outcome(items[0].no, lost, code)]
+                connection, locked, items, [Outcome(items[0].no, lost, code)], lost=True
             )
         self._failed_in_a_row = in_a_row
         telemetry.operation_items.labels(row.kind, lost.name.lower()).inc()

@@ -13,7 +13,7 @@ from journal.store import StoreJournal
 from kernel.database import Database
 from kernel.errors import Conflict, InvalidArgument, Unavailable
 from operations import control, store
-from operations.model import ItemState, OperationRow, Policy, State
+from operations.model import ItemState, OperationRow, Outcome, Policy, State
 from operations.upkeep import Upkeep
 from operations.watch import watch
 from tests.engine_support import ANN, BEN, Bench, bench
@@ -230,6 +230,35 @@ async def test_when_one_after_another_fails_the_operation_has_failed(
     assert set((await desk.times()).values()) == {(1, 0)}
 
 
+async def test_an_undo_that_cannot_be_done_has_failed_and_can_be_asked_for_again(
+    desk: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from operations import entities
+
+    monkeypatch.setattr(entities, "IN_A_ROW", 3)
+    await desk.entities(12)
+    receipt = await desk.done(await desk.plan())
+
+    async def broken(*_: object) -> list[Outcome]:
+        raise ValueError("a secret of the payload")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(desk.touch, "undo", broken)
+        await control.undo(desk.database, receipt.id, reason="r", principal=ANN)
+        async with desk.running():
+            row = await desk.ended(receipt)
+    assert (row.state, row.undone, row.undo_until) == (State.FAILED, 0, receipt.undo_until)
+    assert row.error == {
+        "code": "ITEMS_FAILED",
+        "message": "3 items failed one after another, the last one: INTERNAL (ValueError)",
+    }
+    await control.undo(desk.database, receipt.id, reason="once more", principal=BEN)
+    async with desk.running():
+        row = await desk.ended(receipt)
+    assert (row.state, row.undone, row.error) == (State.UNDONE, 12, None)
+    assert set((await desk.times()).values()) == {(1, 1)}
+
+
 async def test_what_may_come_back_is_waited_for(desk: Bench) -> None:
     await desk.entities(5)
     desk.touch.raises = [Unavailable("the disk is away")] * 3
@@ -410,11 +439,17 @@ async def test_progress_is_told_until_the_end(desk: Bench) -> None:
     plan = await desk.plan()
     seen: list[OperationRow] = []
 
+    first = asyncio.Event()
+
     async def look() -> None:
         async with aclosing(watch(desk.database, plan.id)) as rows:  # type: ignore[type-var]
-            seen.extend([row async for row in rows])
+            async for row in rows:
+                seen.append(row)
+                first.set()
 
     looking = asyncio.create_task(look())
+    async with asyncio.timeout(5):
+        await first.wait()
     await desk.done(plan)
     async with asyncio.timeout(5):
         await looking
