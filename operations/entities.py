@@ -15,7 +15,7 @@ from kernel.database import Connection
 from kernel.errors import InternalError, LeaseLost, Unavailable
 from operations import planner, store
 from operations.execution import Changed, Execution, Surroundings, code_of
-from operations.kinds.base import Context, EntityKind
+from operations.kinds.base import Context, EntityKind, Seals
 from operations.model import Item, ItemState, OperationRow, Outcome, State
 from operations.store import Locked
 from operations.throttle import Throttle
@@ -113,6 +113,8 @@ class EntityExecution(Execution):
             )
             _check(items, outcomes, undoing=undoing)
             in_a_row = await self._keep(connection, locked, items, outcomes)
+            if isinstance(self._kind, Seals):
+                await self._kind.seal(connection, items, outcomes, context)
             written = clock()
         ended = clock()
         self._failed_in_a_row = in_a_row

@@ -15,7 +15,15 @@ from journal.store import StoreJournal
 from kernel.database import Connection, Database
 from kernel.ids import new_id
 from operations.kinds import kind_named
-from operations.kinds.base import Advance, Candidate, Context, EntityKind, Environment, TaskKind
+from operations.kinds.base import (
+    Advance,
+    Candidate,
+    Context,
+    EntityKind,
+    Environment,
+    Seals,
+    TaskKind,
+)
 from operations.model import (
     Item,
     ItemState,
@@ -94,7 +102,15 @@ class Operation:
         outcomes: Sequence[Outcome] = await self.kind.apply(
             connection, items, prepared, self.context
         )
+        await self.seal(connection, items, outcomes)
         return outcomes
+
+    async def seal(
+        self, connection: Connection, items: Sequence[Item], outcomes: Sequence[Outcome]
+    ) -> None:
+        """As the engine ends a step."""
+        if isinstance(self.kind, Seals):
+            await self.kind.seal(connection, items, outcomes, self.context)
 
     async def killed(self) -> None:
         """A step whose transaction is rolled back before it commits."""
@@ -119,7 +135,9 @@ class Operation:
         for at in range(0, len(done), size):
             async with self._tx() as connection:
                 part = done[at : at + size]
-                self._settle(await self.kind.undo(connection, part, self.context))
+                outcomes = await self.kind.undo(connection, part, self.context)
+                await self.seal(connection, part, outcomes)
+                self._settle(outcomes)
         return self.said()
 
     def _tx(self) -> Any:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from journal.store import StoreJournal
 from kernel.database import Connection, Database
@@ -155,7 +155,7 @@ class EntityKind(Kind, Protocol):
 
         An item that no longer qualifies is `SKIPPED` with a reason; one that fails alone `FAILED`.
         Lock order: marks (by entity key) → rest → log row. Appends wait for the log's row, so only
-        the very last statement may take it, and nothing that waits for a lock comes after.
+        the very last statement may take it (`Seals`).
         """
         ...
 
@@ -163,6 +163,23 @@ class EntityKind(Kind, Protocol):
         self, connection: Connection, items: Sequence[Item], context: Context
     ) -> Sequence[Outcome]:
         """Takes done items back (`UNDONE`), or says why not (`NOT_UNDONE`, "changed since")."""
+        ...
+
+
+@runtime_checkable
+class Seals(Protocol):
+    """An entity kind that has something to do once all else of a step is written: what appends wait
+    for is held for the commit only.
+    """
+
+    async def seal(
+        self,
+        connection: Connection,
+        items: Sequence[Item],
+        outcomes: Sequence[Outcome],
+        context: Context,
+    ) -> None:
+        """The last statement of a step, of `apply` or of `undo`; it waits for no lock but one."""
         ...
 
 

@@ -1,8 +1,8 @@
 """soft-delete, undelete, tombstone: whether an entity takes events.
 
 Appends read the state under the log's row lock, so that row is locked to change it: by the last
-statement of a step, of few entities, so that appends wait for little more than the commit. The
-marks' locks, which are taken before, keep states and holds from changing until then.
+statement of a step (`seal`), of few entities, so that appends wait for little more than the commit.
+The marks' locks, which are taken before, keep states and holds from changing until then.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class _States:
     async def apply(
         self, connection: Connection, items: Sequence[Item], prepared: Any, context: Context
     ) -> Sequence[Outcome]:
-        """Sets the states; the log's row is locked from here on."""
+        """Judges under the marks' locks, and notes there who sets the states; `seal` sets them."""
         there, states = await self._lock(connection, items, context)
         outcomes: list[Outcome] = []
         going: list[Item] = []
@@ -84,8 +84,7 @@ class _States:
             outcomes.append(Outcome(item.no, ItemState.DONE, before=before))
             going.append(item)
         mine = uuid_of(running(context))
-        wanted: list[tuple[Item, int, str | None]] = [(i, self.enters, mine) for i in going]
-        await self._set(connection, context, self.leaves, wanted)
+        await self._note(connection, context, [(item, mine) for item in going])
         return outcomes
 
     async def undo(
@@ -98,7 +97,7 @@ class _States:
         there, states = await self._lock(connection, items, context)
         mine = uuid_of(running(context))
         outcomes: list[Outcome] = []
-        going: list[tuple[Item, int, str | None]] = []
+        going: list[tuple[Item, str | None]] = []
         for item in items:
             mark = there[item.entity_key or 0]
             before = item.before["state"]
@@ -108,8 +107,8 @@ class _States:
                 outcomes.append(Outcome(item.no, ItemState.NOT_UNDONE, "held"))
             else:
                 outcomes.append(Outcome(item.no, ItemState.UNDONE))
-                going.append((item, before, item.before["by"]))
-        await self._set(connection, context, {self.enters}, going)
+                going.append((item, item.before["by"]))
+        await self._note(connection, context, going)
         return outcomes
 
     async def _lock(
@@ -123,31 +122,42 @@ class _States:
         )
         return there, {row[0]: row[1] for row in rows}
 
-    async def _set(
+    async def _note(
+        self, connection: Connection, context: Context, by: Sequence[tuple[Item, str | None]]
+    ) -> None:
+        """Notes in the marks which operation sets a state."""
+        if by:
+            await connection.execute(
+                sql.load("operations", "marks_state_by", context.database.schema), context.log_id,
+                [item.entity_key for item, _ in by], [operation for _, operation in by],
+            )  # fmt: skip
+
+    async def seal(
         self,
         connection: Connection,
+        items: Sequence[Item],
+        outcomes: Sequence[Outcome],
         context: Context,
-        leaves: Collection[int],
-        going: Sequence[tuple[Item, int, str | None]],
     ) -> None:
-        """Sets states, and who did it: the last statement, which locks the log's row.
+        """Sets the states that `apply` or `undo` has promised: it locks the log's row.
 
         Raises:
-            InternalError: an entity is not in one of the states ``leaves`` any more.
+            InternalError: an entity has left the state that it was found in.
 
         """
+        by_no = {item.no: item for item in items}
+        going = [(by_no[o.no], self.enters) for o in outcomes if o.state is ItemState.DONE]
+        leaves: Collection[int] = self.leaves
+        if not going:
+            back = [by_no[o.no] for o in outcomes if o.state is ItemState.UNDONE]
+            going = [(item, item.before["state"]) for item in back]
+            leaves = {self.enters}
         if not going:
             return
-        schema, log_id = context.database.schema, context.log_id
-        keys = [item.entity_key for item, _, _ in going]
-        await connection.execute(
-            sql.load("operations", "marks_state_by", schema), log_id, keys,
-            [by for _, _, by in going],
-        )  # fmt: skip
         rows = await connection.fetch(
-            sql.load("operations", "set_states", schema), log_id,
-            [item.entity_type_id for item, _, _ in going], [item.entity_id for item, _, _ in going],
-            sorted(leaves), [state for _, state, _ in going],
+            sql.load("operations", "set_states", context.database.schema), context.log_id,
+            [item.entity_type_id for item, _ in going], [item.entity_id for item, _ in going],
+            sorted(leaves), [state for _, state in going],
         )  # fmt: skip
         if len(rows) != len(going):
             raise InternalError("an entity's state was changed by something that holds no mark")

@@ -200,14 +200,25 @@ async def test_states_that_are_set_past_the_marks_stop_the_step(store: StoreJour
     candidate = (await candidates(made.context))[0]
 
     async with transaction(store.database) as connection:
-        there = await made.kind._lock(connection, made.items, made.context)
-        assert there[1] == {candidate.entity_key: 0}
+        outcomes = await made.kind.apply(connection, made.items, None, made.context)
+        assert [o.state.name for o in outcomes] == ["DONE"]
         await store.database.fetch(
             "SELECT FROM everstate.set_entity_states_v1($1, $2, $3, $4, $5)",
             made.context.log_id, [candidate.entity_type_id], ["a"], [0], [2],
         )  # fmt: skip
         with pytest.raises(InternalError, match="holds no mark"):
-            await made.kind._set(connection, made.context, {0}, [(made.items[0], 1, None)])
+            await made.seal(connection, made.items, outcomes)
+
+
+async def test_the_log_is_locked_by_nothing_but_the_last_statement(store: StoreJournal) -> None:
+    """Appends go on while the rest of a step is judged and written."""
+    await put(store, "a", "b")
+    for kind in ("soft-delete", "undelete"):
+        made = await plan(store, kind, ["a"])
+        async with transaction(store.database) as connection:
+            outcomes = await made.kind.apply(connection, made.items, None, made.context)
+            await put(store, "b")  # would wait for the transaction
+            await made.seal(connection, made.items, outcomes)
 
 
 async def test_writers_readers_and_subscribers_beside_the_kinds_notice_nothing_wrong(
