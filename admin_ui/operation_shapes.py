@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from admin_ui.routes.projections import Body, without_values
 from kernel import clock
 from kernel.principals import PAYLOAD, Principal
-from operations.control import PlanRequest
 from operations.kinds import KINDS
 from operations.kinds.base import EntityKind, TaskKind
 from operations.model import (
@@ -21,6 +20,7 @@ from operations.model import (
     Item,
     Moment,
     OperationRow,
+    PlanRequest,
     Selection,
 )
 

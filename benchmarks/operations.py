@@ -19,8 +19,7 @@ from kernel.database import Database, DatabaseSettings
 from kernel.principals import Principal, Role
 from operations import control
 from operations.kinds.base import Environment
-from operations.model import ENDED, OperationRow, Selection, State
-from operations.planner import PlanRequest
+from operations.model import ENDED, OperationRow, PlanRequest, Selection, State
 from sidecar_api.client import NO_ENTITY, Append, EntityAppend, NewEvent
 
 LOG, ENTITY_TYPE = "bench_carts", "cart"

@@ -29,10 +29,11 @@ from operations.model import (
     Item,
     ItemState,
     OperationRow,
+    PlanRequest,
     PolicyRow,
     State,
 )
-from operations.planner import Draft, PlanRequest, context_of
+from operations.planner import Draft, context_of
 from operations.policies import get_policy, list_policies, set_policy
 from operations.store import Locked
 

@@ -85,6 +85,17 @@ class Selection:
     where: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """What somebody wants done. ``rate``: items a second at most; None: the throttle decides."""
+
+    kind: str
+    selection: Selection
+    target: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    rate: float | None = None
+
+
 @dataclass(slots=True)
 class Item:
     """One thing an operation acts on: an entity, or something of the kind's own.

@@ -12,9 +12,8 @@ import asyncio
 import hashlib
 import struct
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeGuard, cast, runtime_checkable
 
 import orjson
@@ -33,7 +32,7 @@ from operations.model import (
     OperationRow,
     PlanBody,
     Planned,
-    Selection,
+    PlanRequest,
 )
 
 BATCH: Final = 2_000
@@ -42,17 +41,6 @@ ITEMS_PER_SECOND: Final = 2_000.0
 
 _SECONDS = 30.0
 _Judged = tuple[Sequence[Candidate], Sequence[Planned | Excluded]]
-
-
-@dataclass(frozen=True, slots=True)
-class PlanRequest:
-    """What somebody wants done. ``rate``: items a second at most; None: the throttle decides."""
-
-    kind: str
-    selection: Selection
-    target: str = ""
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    rate: float | None = None
 
 
 @runtime_checkable

@@ -24,13 +24,13 @@ from operations.model import (
     OperationRow,
     Outcome,
     PlanBody,
+    PlanRequest,
     Policy,
     PolicyRow,
     State,
     selection_json,
     selection_of,
 )
-from operations.planner import PlanRequest
 
 _ID: Final = re.compile(r"op-([0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12})")
 _COPIED: Final = (

@@ -28,11 +28,11 @@ from operations.model import (
     Outcome,
     PlanBody,
     Planned,
+    PlanRequest,
     Policy,
     Selection,
     State,
 )
-from operations.planner import PlanRequest
 from operations.runner import Runner, RunnerSettings
 from operations.throttle import Limits
 from tests.support import eventually_async

@@ -15,11 +15,10 @@ from typing import Any, ClassVar
 from kernel import clock, sql
 from kernel.database import Connection
 from kernel.errors import InvalidArgument
-from operations import marks, needs
+from operations import marks, needs, selection
 from operations.kinds.base import Candidate, Context, Need
 from operations.kinds.common import count, entities, only, running, uuid_of
 from operations.model import Excluded, Item, ItemState, Outcome, PlanBody, Planned, Policy
-from operations.selection import last_position
 from operations.where import parse_time
 
 STEP_ITEMS = 500
@@ -95,7 +94,7 @@ class Compact:
         full = {name for name, each in settings.items() if each.needs_full_replay}
         wanted = [each for each in page if not each.held and each.entity_type not in full]
         at = None if at_us is None else clock.from_us(at_us)
-        last = await last_position(context.journal, context.log_id, context.selection)
+        last = await selection.last_position(context.journal, context.log_id, context.selection)
         covering = await self._covering(wanted, context, last, at)
         bare = [
             each

@@ -1,8 +1,9 @@
 """A worker that kills itself: run by tests/faults/test_operations.py.
 
 It reads lines ``MODE NUMBER URL OPERATION``, and for each forks a process that runs operations
-(``run``) or publishes audit events (``publish``) and sends itself SIGKILL at the checkpoint of that
-number. What it says for each is the checkpoint's name, or ``end`` when there were not so many.
+(``run``; ``kinds``: those there are) or publishes audit events (``publish``) and sends itself
+SIGKILL at the checkpoint of that number. What it says for each is the checkpoint's name, or ``end``
+when there were not so many.
 The checkpoints are put around the engine's own functions here; production code knows none of it.
 """
 
@@ -23,6 +24,7 @@ import structlog
 from journal.store import StoreJournal, StoreSettings
 from kernel.database import Connection, Database, DatabaseSettings, transaction
 from operations import execution, store
+from operations.kinds import KINDS, groups
 from operations.model import ENDED
 from operations.publish import Publisher
 from tests.engine_support import Bench, Touch, registered
@@ -68,18 +70,37 @@ class Checkpoints:
 
         execution.transaction = counted  # type: ignore[attr-defined]
 
+    def in_tasks(self) -> None:
+        """Has a checkpoint before and after what tasks commit themselves; all steps are small."""
+
+        @contextlib.asynccontextmanager
+        async def counted(connection: Connection, seconds: float) -> AsyncIterator[None]:
+            async with transaction(connection, seconds):
+                yield
+                self.pass_("before its commit")
+            self.pass_("after its commit")
+
+        groups.transaction = counted  # type: ignore[attr-defined]
+        groups.STEP_ITEMS = 5
+        for kind in KINDS.values():
+            if hasattr(kind, "step_items"):
+                type(kind).step_items = 5  # type: ignore[misc, union-attr]
+
 
 async def work(mode: str, number: int, url: str, operation_id: str) -> None:
     points = Checkpoints(number)
     database = await Database.open(DatabaseSettings(url))
     journal = StoreJournal(database, StoreSettings(node="child"))
     await journal.start()
-    if mode == "run":
+    if mode in ("run", "kinds"):
         points.in_transactions()
+        if mode == "kinds":
+            points.in_tasks()
         points.around(execution.Execution, "rest")
-        points.around(Touch, "prepare")
-        points.around(Touch, "apply")
-        points.around(Touch, "undo")
+        if mode == "run":
+            points.around(Touch, "prepare")
+            points.around(Touch, "apply")
+            points.around(Touch, "undo")
         bench = Bench(database, journal)
         bench.touch.step_items = 5  # type: ignore[misc]
         with registered(bench.touch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 PYTHON = (sys.executable, "-P", "-c")
 DATABASE = {"asyncpg", "sqlalchemy", "alembic"}
@@ -51,3 +52,28 @@ def test_a_client_process_loads_no_database() -> None:
 
 def test_the_command_line_loads_a_database_only_when_a_command_needs_it() -> None:
     assert loaded_by("import everstate.cli") & (DATABASE | {"grpc", "fastapi"}) == set()
+
+
+def test_every_module_of_operations_can_be_the_first_one_that_is_imported() -> None:
+    """They need each other: kinds the store, the store the model, the planner the kinds."""
+    root = Path(__file__).parents[2]
+    names = sorted(
+        ".".join(path.relative_to(root).with_suffix("").parts)
+        for path in (root / "operations").rglob("*.py")
+        if path.name != "__init__.py"
+    )
+    assert "operations.kinds.groups" in names
+    loader = "\n".join(
+        [
+            "import importlib, os, sys",
+            f"for name in {names!r}:",
+            "    child = os.fork()",
+            "    if not child:",
+            "        importlib.import_module(name)",
+            "        os._exit(0)",
+            "    if os.waitpid(child, 0)[1]:",
+            "        sys.exit(name)",
+        ]
+    )
+    done = subprocess.run([*PYTHON, loader], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
