@@ -44,6 +44,7 @@ from journal.preparation import (
     Preparer,
     check_entity,
     check_log_name,
+    check_written_log,
 )
 from journal.queries import (
     check_chunk_size,
@@ -203,7 +204,7 @@ class MemoryJournal:
     ) -> Appended:
         """See `journal.journal.Journal.append`."""
         prepared = self._preparer.prepare(append)
-        there = self._log(log)
+        there = self._log(check_written_log(log))
         before = _written_before(there, prepared)
         if before is not None:
             return self._hinted(prepared, before)

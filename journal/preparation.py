@@ -17,7 +17,7 @@ from zlib import crc32
 
 import orjson
 
-from journal.model import OCTET_STREAM, Expectation, Limits
+from journal.model import OCTET_STREAM, SYSTEM_LOG, Expectation, Limits
 from kernel import clock
 from kernel.errors import InvalidArgument, TooLarge
 from kernel.ids import new_id, time_of_uuid7
@@ -90,8 +90,22 @@ def check_log_name(log: str) -> str:
     """``log`` when it is a log's name, "default" when it is empty."""
     if not log:
         return "default"
-    if not _LOG_NAME(log) and log != "_system":
+    if not _LOG_NAME(log) and log != SYSTEM_LOG:
         raise InvalidArgument("log", "names are [a-z][a-z0-9_]{0,39}")
+    return log
+
+
+def check_written_log(log: str) -> str:
+    """``log``, when others than Everstate itself may write to it.
+
+    Raises:
+        InvalidArgument: it is the log of the audit.
+
+    """
+    if log == SYSTEM_LOG:
+        raise InvalidArgument(
+            "log", f"{SYSTEM_LOG} is written by Everstate itself: it can be read, not changed"
+        )
     return log
 
 

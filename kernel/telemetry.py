@@ -259,6 +259,10 @@ audit_published = Counter(
     "everstate_audit_published", "Audit events appended to the log _system here.",
     registry=REGISTRY,
 )  # fmt: skip
+audit_refused = Counter(
+    "everstate_audit_refused", "Times that the log _system refused an audit event; it waits.",
+    registry=REGISTRY,
+)  # fmt: skip
 commit_p99 = Gauge(  # workers slow operations down by it
     "everstate_commit_p99_seconds",
     "99th percentile of the time of a commit over the last ten seconds or so; 0: none.",

@@ -1572,13 +1572,14 @@ CREATE INDEX holds_label ON everstate.holds (log_id, label, entity_type_id, enti
 -- Audit events on their way to the log `_system`: written with what they tell of, appended (with their
 -- id as append id, so never twice) and deleted soon after by a worker.
 CREATE TABLE everstate.audit_outbox (
-  audit_id    uuid PRIMARY KEY,                -- a UUIDv7: in order
+  audit_id    uuid NOT NULL,                   -- a UUIDv7
   entity_type text COLLATE "C" NOT NULL,
   entity_id   text COLLATE "C" NOT NULL,
   type        text COLLATE "C" NOT NULL,
   data        jsonb NOT NULL,
   principal   text NOT NULL,
-  at          timestamptz NOT NULL DEFAULT clock_timestamp()
+  at          timestamptz NOT NULL DEFAULT clock_timestamp(),
+  no          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY  -- in order, whatever the clocks say
 );
 
 -- What operations began elsewhere: looked up by the operation, so that a kill never begins it twice.

@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol, TypeGuard, cast, runtime_checkable
 
 import orjson
 
+from journal.preparation import check_written_log
 from journal.store import StoreJournal
 from kernel import clock
 from kernel.database import Database
@@ -62,10 +63,12 @@ async def context_of(
     """What ``kind`` works with, now: the log, its head, settings of types, and who needs events.
 
     Raises:
-        InvalidArgument: a parameter, or the selection, is not valid; names the field.
+        InvalidArgument: a parameter, or the selection, is not valid, or the log is that of the
+            audit; names the field.
         LogNotFound, NotFound, TooLarge: as `operations.selection.resolve`.
 
     """
+    check_written_log(request.selection.log)
     parameters = kind.parameters(request.parameters)
     log_id = (await journal.open_log(request.selection.log, _SECONDS)).log_id
     settings = await selection.load_settings(database)

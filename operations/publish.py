@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from datetime import timedelta
 from typing import Any, Final
-from uuid import UUID
 
 import orjson
 import structlog
@@ -32,10 +32,14 @@ from kernel import clock, sql, telemetry
 from kernel.database import Database
 from kernel.errors import (
     AppendIdReused,
+    DeadlineExceeded,
     EntityNotFound,
     EverstateError,
     InvalidArgument,
+    LeaseLost,
+    Overloaded,
     TooLarge,
+    Unavailable,
 )
 from kernel.ids import new_id
 from kernel.leases import TERM, Lease, Leases
@@ -46,7 +50,11 @@ LEASE: Final = "audit"
 EVERY: Final = timedelta(milliseconds=500)
 _BATCH: Final = 100
 _COUNTED: Final = 10_000
-_MOST_REFUSED: Final = 1_000
+_MOST_ASIDE: Final = 10_000
+_AGAIN_S: Final = 60.0
+"""After this an entity whose append was refused is tried again."""
+_PASSING: Final = (Unavailable, DeadlineExceeded, Overloaded, LeaseLost)
+"""What says nothing of the event: all wait."""
 
 
 class Publisher:
@@ -59,7 +67,8 @@ class Publisher:
         self._journal = journal
         self._leases = Leases(database, LEASE, f"{name or 'publisher'}/{new_id()}", term)
         self._lease: Lease | None = None
-        self._refused: list[UUID] = []
+        self._refused: list[int] = []
+        self._aside: dict[tuple[str, str], float] = {}
 
     async def run(self, every: timedelta = EVERY) -> None:
         """Publishes what there is, again and again, until it is cancelled."""
@@ -88,20 +97,23 @@ class Publisher:
         """Publishes some; whether there may be more now.
 
         Raises:
-            Unavailable, DeadlineExceeded: the database does not serve.
+            Unavailable, DeadlineExceeded, Overloaded: the database does not serve.
 
         """
         if not await self._may():
             return False
+        self._forgive()
         rows = await self._database.fetch(
-            sql.load("operations", "audit_waiting", self._database.schema), _BATCH, self._refused,
+            sql.load("operations", "audit_waiting", self._database.schema), _BATCH,
+            [kind for kind, _ in self._aside], [name for _, name in self._aside], self._refused,
             timeout=5,
         )  # fmt: skip
-        done: list[UUID] = []
+        done: list[int] = []
         try:
             for row in rows:
-                if await self._publish(row):
-                    done.append(row["audit_id"])  # noqa: PERF401 - kept when the next one fails
+                entity = row["entity_type"], row["entity_id"]
+                if entity not in self._aside and await self._publish(row):
+                    done.append(row["no"])
         finally:
             if done:
                 await self._database.fetch(
@@ -133,11 +145,20 @@ class Publisher:
             # It was appended by a version that wrote it in another form.
             return True
         except InvalidArgument as error:
-            if error.field == "append_id":
+            if error.field != "append_id":
+                return self._give_up(row, error)
+            try:
                 return await self._publish_late(row)
-            return self._give_up(row, error)
+            except _PASSING:
+                raise
+            except EverstateError as worse:
+                return self._set_aside(row, worse)
         except TooLarge as error:
             return self._give_up(row, error)
+        except _PASSING:
+            raise
+        except EverstateError as error:
+            return self._set_aside(row, error)
         return True
 
     async def _publish_late(self, row: Any) -> bool:
@@ -159,9 +180,27 @@ class Publisher:
 
     def _give_up(self, row: Any, error: EverstateError) -> bool:
         """Leaves one in the outbox that the log refuses, so that the others go on."""
-        log.error("audit event refused", audit_id=str(row["audit_id"]), reason=error.message)
-        self._refused = [*self._refused, row["audit_id"]][-_MOST_REFUSED:]
+        self._say_refused(row, error)
+        self._refused = [*self._refused, row["no"]][-_MOST_ASIDE:]
         return False
+
+    def _set_aside(self, row: Any, error: EverstateError) -> bool:
+        """Leaves all events of an entity that takes none, in their order, so that those of others
+        go on.
+        """
+        self._say_refused(row, error)
+        self._aside[row["entity_type"], row["entity_id"]] = time.monotonic() + _AGAIN_S
+        while len(self._aside) > _MOST_ASIDE:
+            del self._aside[next(iter(self._aside))]
+        return False
+
+    def _forgive(self) -> None:
+        now = time.monotonic()
+        self._aside = {entity: at for entity, at in self._aside.items() if at > now}
+
+    def _say_refused(self, row: Any, error: EverstateError) -> None:
+        telemetry.audit_refused.inc()
+        log.error("audit event refused", audit_id=str(row["audit_id"]), reason=error.message)
 
 
 def _append(row: Any, expected: Expected, append_id: str) -> Append:

@@ -291,7 +291,7 @@ class Bench:
     async def audit(self, entity_id: str) -> list[str]:
         """Types of the audit events that wait for an entity of `_system`, in order."""
         rows = await self.database.fetch(
-            "SELECT type FROM everstate.audit_outbox WHERE entity_id = $1 ORDER BY audit_id",
+            "SELECT type FROM everstate.audit_outbox WHERE entity_id = $1 ORDER BY no",
             entity_id,
         )
         return [row[0] for row in rows]

@@ -1,2 +1,2 @@
--- Deletes audit events that are in the log `_system`. $1 their ids. Index: audit_outbox_pkey.
-DELETE FROM everstate.audit_outbox WHERE audit_id = ANY ($1::uuid[])
+-- Deletes audit events that are in the log `_system`. $1 their numbers. Index: audit_outbox_pkey.
+DELETE FROM everstate.audit_outbox WHERE no = ANY ($1::bigint[])

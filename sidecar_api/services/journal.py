@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 import grpc
 
 from journal.model import LoadQuery
-from journal.preparation import PreparedAppend
+from journal.preparation import PreparedAppend, check_written_log
 from journal.queries import check_page_size
 from journal.sequencer import Outcome
 from journal.store import OpenLog, StoreJournal
@@ -144,9 +144,15 @@ class JournalService:
             stream.drain()
 
     async def open_log(self, name: str, timeout: float | None = None) -> OpenLog:
-        """The log of a request, remembered by the name that the request used."""
+        """The log that a request writes to, remembered by the name that the request used.
+
+        Raises:
+            InvalidArgument: only Everstate itself writes to it. LogNotFound: there is no such log.
+
+        """
         opened = self._opened.get(name)
         if opened is None:
+            check_written_log(name)
             opened = await self._store.open_log(name or "default", timeout)
             self._opened[name] = opened
         return opened

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from journal.model import NewSnapshot
+from journal.preparation import check_written_log
 from journal.queries import check_page_size
 from kernel.errors import InvalidArgument
 from sidecar_api.generated import snapshot_pb2 as pb
@@ -50,6 +51,7 @@ class SnapshotService:
     ) -> pb.SaveSnapshotResponse:
         if not request.HasField("snapshot"):
             raise InvalidArgument("snapshot", "is missing")
+        check_written_log(request.log)
         given = request.snapshot
         info = await self._snapshots.save(
             request.log, request.entity_type, request.entity_id, request.sequence,
@@ -82,6 +84,7 @@ class SnapshotService:
     async def delete(
         self, request: pb.DeleteSnapshotRequest, context: Context
     ) -> pb.DeleteSnapshotResponse:
+        check_written_log(request.log)
         await self._snapshots.delete(
             request.log, request.entity_type, request.entity_id, request.sequence,
             timeout=_timeout(context),

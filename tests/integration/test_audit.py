@@ -13,8 +13,13 @@ from journal.model import SYSTEM_LOG, EventView, LoadQuery
 from journal.store import StoreJournal, StoreSettings
 from kernel.audit import record
 from kernel.database import Database
+from kernel.telemetry import REGISTRY
 from operations.publish import Publisher
 from tests.support import eventually_async
+
+COLUMNS = "audit_id, entity_type, entity_id, type, data, principal, at"
+WAITING = f"SELECT {COLUMNS} FROM everstate.audit_outbox ORDER BY no"
+AGAIN = f"INSERT INTO everstate.audit_outbox ({COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7)"
 
 
 async def say(database: Database, number: int, entity: str = "op-1", **data: Any) -> None:
@@ -87,14 +92,12 @@ async def test_what_was_appended_before_a_kill_is_not_appended_again(
 ) -> None:
     await say(database, 1)
     await say(database, 2)
-    rows = await database.fetch("SELECT * FROM everstate.audit_outbox")
+    rows = await database.fetch(WAITING)
     publisher = Publisher(database, store)
     await publisher.step()
     async with database.connection() as connection:  # as if it had not come to deleting
         for row in rows:
-            await connection.execute(
-                "INSERT INTO everstate.audit_outbox VALUES ($1, $2, $3, $4, $5, $6, $7)", *row
-            )
+            await connection.execute(AGAIN, *row)
     await publisher.step()
     assert (len(await events(store)), await waiting(database)) == (2, 0)
 
@@ -104,7 +107,7 @@ async def test_an_outbox_that_waited_longer_than_append_ids_are_kept_is_publishe
     database: Database, appended: bool
 ) -> None:
     await say(database, 1)
-    rows = await database.fetch("SELECT * FROM everstate.audit_outbox")
+    rows = await database.fetch(WAITING)
     forgetful = StoreJournal(
         database, StoreSettings(node="test", append_id_window=timedelta(microseconds=1))
     )
@@ -113,9 +116,7 @@ async def test_an_outbox_that_waited_longer_than_append_ids_are_kept_is_publishe
     await publisher.step()
     if appended:
         async with database.connection() as connection:
-            await connection.execute(
-                "INSERT INTO everstate.audit_outbox VALUES ($1, $2, $3, $4, $5, $6, $7)", *rows[0]
-            )
+            await connection.execute(AGAIN, *rows[0])
         await publisher.step()
     found = await events(forgetful)
     assert [e.event_id for e in found] == [str(rows[0]["audit_id"])]
@@ -138,6 +139,45 @@ async def test_what_the_log_refuses_stays_and_the_others_go_on(
     await say(database, 3)
     await publisher.step()
     assert [orjson.loads(e.payload)["n"] for e in await events(store)] == [2, 3]
+
+
+async def test_an_entity_that_takes_no_events_stops_only_its_own(
+    database: Database, store: StoreJournal
+) -> None:
+    """Nobody can delete an entity of `_system`; if it happens all the same, the audit goes on."""
+    await say(database, 1, "op-1")
+    publisher = Publisher(database, store)
+    await publisher.step()
+    refused = REGISTRY.get_sample_value("everstate_audit_refused_total") or 0
+    await database.fetch("UPDATE everstate.entities SET state = 2 WHERE entity_id = 'op-1'")
+    for n in (2, 3):
+        await say(database, n, "op-1")
+        await say(database, n, "op-2")
+    await publisher.step()
+    assert [orjson.loads(e.payload)["n"] for e in await events(store, "op-2")] == [2, 3]
+    assert await waiting(database) == 2
+    assert REGISTRY.get_sample_value("everstate_audit_refused_total") == refused + 1
+    await database.fetch("UPDATE everstate.entities SET state = 0 WHERE entity_id = 'op-1'")
+    await publisher.step()
+    assert await waiting(database) == 2, "it is left alone for a while"
+    publisher._aside = dict.fromkeys(publisher._aside, 0.0)
+    await publisher.step()
+    assert [orjson.loads(e.payload)["n"] for e in await events(store, "op-1")] == [1, 2, 3]
+
+
+async def test_what_happened_is_in_order_though_the_clock_went_back(
+    database: Database, store: StoreJournal
+) -> None:
+    """As after a failover to a server whose clock is behind."""
+    for n in range(3):
+        await say(database, n)
+    await database.fetch(
+        """UPDATE everstate.audit_outbox SET at = at - no * interval '5 s',
+        audit_id = overlay(audit_id::text placing '0000000' from 1 for 7)::uuid
+        WHERE no = (SELECT max(no) FROM everstate.audit_outbox)"""
+    )
+    await Publisher(database, store).step()
+    assert [orjson.loads(e.payload)["n"] for e in await events(store)] == [0, 1, 2]
 
 
 async def test_a_publisher_at_work_needs_no_call(database: Database, store: StoreJournal) -> None:

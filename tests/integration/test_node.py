@@ -6,6 +6,7 @@ import asyncio
 import urllib.request
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import grpc
@@ -17,9 +18,10 @@ from grpc_status import rpc_status
 
 from everstate.container import node as run_node
 from everstate.settings import NodeSettings
+from kernel.errors import InvalidArgument
 from kernel.ids import new_id
 from sidecar_api.client import Append as ModelAppend
-from sidecar_api.client import Client, EntityAppend, NewEvent
+from sidecar_api.client import Client, EntityAppend, NewEvent, NewSnapshot
 from sidecar_api.generated import journal_pb2 as pb
 from sidecar_api.generated import journal_pb2_grpc
 from sidecar_api.server import NodeServer
@@ -43,6 +45,25 @@ def an_append(*entities: pb.EntityAppend, events: int = 1) -> pb.AppendRequest:
             for _ in range(events)
         ],
     )
+
+
+async def test_the_log_of_the_audit_is_read_and_never_written_by_clients(
+    stub: Stub, client: Client
+) -> None:
+    append = ModelAppend((EntityAppend("operation", "op-1"),), (NewEvent("OperationApplied", b""),))
+    snapshot = NewSnapshot("S", b"")
+    for write in (
+        partial(client.append, "_system", append),  # by AppendStream
+        partial(client.snapshots.save, "_system", "operation", "op-1", 1, snapshot),
+        partial(client.snapshots.delete, "_system", "operation", "op-1", 1),
+    ):
+        with pytest.raises(InvalidArgument, match="log: _system is written by Everstate itself"):
+            await write()
+    unary = an_append(expecting("a", 0))
+    unary.log = "_system"
+    code, _ = await failure_of(stub.Append(unary))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert (await client.get_log("_system")).head == 0
 
 
 def expecting(name: str, sequence: int) -> pb.EntityAppend:

@@ -123,6 +123,13 @@ async def test_what_is_asked_for_is_checked(desk: Bench) -> None:
     assert (await desk.get(plan)).state is State.PLANNED
 
 
+@pytest.mark.parametrize("kind", ["touch", "tombstone", "compact", "hold", "count"])
+async def test_the_log_of_the_audit_cannot_be_selected(desk: Bench, kind: str) -> None:
+    with pytest.raises(InvalidArgument, match="log: _system is written by Everstate itself"):
+        await desk.plan(kind, selection=Selection("_system"), target="x")
+    assert await control.list_operations(desk.database) == []
+
+
 async def test_operations_are_listed_newest_first_in_pages(desk: Bench) -> None:
     await desk.entities(1)
     made = [await desk.plan() for _ in range(4)]

@@ -17,7 +17,7 @@ from journal.model import (
     ReadQuery,
     VerifyReport,
 )
-from kernel.errors import TooLarge
+from kernel.errors import InvalidArgument, TooLarge
 
 
 def one(name: str) -> Append:
@@ -66,3 +66,10 @@ async def test_a_broken_log_is_found_out(change: dict[str, int], finding: str) -
     broken = await report(journal)
     assert not broken.ok
     assert broken.findings == (finding,)
+
+
+async def test_the_log_of_the_audit_is_not_written_by_clients() -> None:
+    journal = MemoryJournal()
+    with pytest.raises(InvalidArgument, match="log: _system is written by Everstate itself"):
+        await journal.append("_system", one("a"))
+    assert (await journal.get_log("_system")).head == 0
