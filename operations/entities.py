@@ -51,10 +51,14 @@ class EntityExecution(Execution):
         return await planner.drift(context, self._kind, row, self._all_items())
 
     async def _all_items(self) -> AsyncIterator[Sequence[Item]]:
-        after = 0
+        after, clock = 0, asyncio.get_running_loop().time
+        began = clock()
         while page := await store.items(self.database, self.operation_id, None, after, _PAGE):
             yield page
             after = page[-1].no
+            # Looking again costs what the plan did: writers get their share of it too.
+            await self.rest((clock() - began) * (1 / self.around.limits.duty - 1))
+            began = clock()
 
     async def step(self, row: OperationRow) -> bool:
         """One transaction over the next items; whether there are more."""
