@@ -158,6 +158,7 @@ REASONS: Mapping[str, str] = {
     "fold_failed": "its fold failed on an event",
     "too_large": "its snapshot is larger than snapshots may be",
     "covers": "its floor rests on the snapshot",
+    "removed": "an operation that can still be undone has removed the snapshot there",
     "replaying": "it is being delivered already",
     "waiting": "it waits behind a parked event of its entity",
 }

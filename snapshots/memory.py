@@ -3,7 +3,7 @@
 It is meant to be read: where the store and this disagree, one of them has a bug. A timeout is
 ignored: nothing here waits.
 """
-# ruff: noqa: ARG002 - timeouts belong to the port
+# ruff: noqa: ARG002 - timeouts and principals belong to the port
 
 from __future__ import annotations
 
@@ -54,6 +54,7 @@ class MemorySnapshots:
         source: Source = Source.OWNER,
         verified: bool = False,
         replace: bool = False,
+        principal: str = "",
         timeout: float = 0,
     ) -> SnapshotInfo:
         """See `snapshots.store.SnapshotStore.save`."""
@@ -130,7 +131,14 @@ class MemorySnapshots:
         ][:limit]
 
     async def delete(
-        self, log: str, entity_type: str, entity_id: str, sequence: int, *, timeout: float = 0
+        self,
+        log: str,
+        entity_type: str,
+        entity_id: str,
+        sequence: int,
+        *,
+        principal: str = "",
+        timeout: float = 0,
     ) -> None:
         """See `snapshots.store.SnapshotStore.delete`."""
         policy.check_sequence("sequence", sequence, lowest=1)
@@ -139,7 +147,7 @@ class MemorySnapshots:
         found = None
         if mine:
             covers = self._covers(log, (entity_type, entity_id), sequence)
-            found = (covers, mine[0] in kept[:KEPT_AT_LEAST])
+            found = (covers, mine[0] in kept[:KEPT_AT_LEAST], False)  # it knows no holds
         policy.check_removed(entity_type, entity_id, sequence, found)
         mine[0].removed = True
 
@@ -207,7 +215,7 @@ class MemoryTypes:
     def rules(self, name: str) -> TypeRules:
         """What the journal goes by."""
         found = self._set[name].settings if name in self._set else TypeSettings()
-        return TypeRules(found.needs_full_replay, found.snapshot_types, found.snapshot_every)
+        return _rules(found)
 
     async def _names(self) -> set[str]:
         names = set(self._set)
@@ -220,6 +228,25 @@ class MemoryTypes:
                 if not token:
                     break
         return names
+
+    async def _useless(self, name: str, settings: TypeSettings) -> list[tuple[str, int]]:
+        """Types of snapshots that floors rest on and that settings rule out, with how many do."""
+        rules = _rules(settings)
+        found: dict[str, int] = {}
+        for info in await self._journal.list_logs():
+            token = ""
+            while True:
+                page = await self._journal.list_entities(info.log, name, page_token=token)
+                for entity in page.entities:
+                    if entity.floor > entity.sequence - entity.event_count + 1:
+                        stored = self._journal.snapshots(info.log, (name, entity.entity_id))
+                        kind = stored[entity.floor - 1].snapshot.type
+                        if not rules.uses(kind):
+                            found[kind] = min(found.get(kind, 0) + 1, policy.COUNTED)
+                token = page.next_page_token
+                if not token:
+                    break
+        return sorted(found.items())
 
     async def get(self, name: str, *, timeout: float = 0) -> EntityType:
         """See `snapshots.store.TypeStore.get`."""
@@ -254,9 +281,14 @@ class MemoryTypes:
             policy.check_sequence("version", version)
             if before.version != version:
                 raise policy.changed(name, before.version, version)
+        policy.check_rests(name, await self._useless(name, settings))
         self._set[name] = EntityType(name, settings, before.version + 1, self._now_us(), principal)
         self._journal.set_rules(name, self.rules(name))
         return self._set[name]
+
+
+def _rules(found: TypeSettings) -> TypeRules:
+    return TypeRules(found.needs_full_replay, found.snapshot_types, found.snapshot_every)
 
 
 def _same(stored: Snapshot, wanted: NewSnapshot) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from enum import IntEnum
 from typing import Any, Final
@@ -16,6 +16,8 @@ from kernel.errors import AlreadyExists, Conflict, InvalidArgument, NotFound, To
 from snapshots.model import KEPT_AT_LEAST, MAX_PAGE, TypeSettings
 
 MAX_SEQUENCE: Final = 2**63 - 1
+COUNTED: Final = 1_000
+"""Errors count entities up to this many."""
 _FIELDS: Final = {field.name for field in fields(TypeSettings)}
 _TUPLES: Final = ("snapshot_types",)
 
@@ -32,6 +34,12 @@ class Saved(IntEnum):
     """Its events are compacted; nothing was saved."""
     NO_EVENT = 4
     """The entity has no such event; nothing was saved."""
+    HELD = 5
+    """Another one would have gone, and a hold is on the entity; nothing was saved."""
+    REMOVED = 6
+    """An operation has removed one there, and may bring it back; nothing was saved."""
+    REPLACED = 7
+    """It was saved in the place of another one."""
 
 
 def due(
@@ -131,10 +139,31 @@ def changed(name: str, found: int, version: int) -> Conflict:
     return Conflict(f"entity type {name!r} has version {found}, not {version}")
 
 
+def check_rests(name: str, found: Sequence[tuple[str, int]]) -> None:
+    """Refuses settings that make snapshots useless which floors rest on. ``found``: their types,
+    and how many entities are compacted to each, `COUNTED` at most.
+
+    Raises:
+        Conflict: there are some.
+
+    """
+    if not found:
+        return
+    kind, entities = found[0]
+    count = f"{COUNTED:,} or more" if entities >= COUNTED else f"{entities:,}"
+    more = f" (and {len(found) - 1} more types of snapshots)" if len(found) > 1 else ""
+    raise Conflict(
+        f"{count} entities of the type {name!r} are compacted to snapshots of the type {kind!r}"
+        f"{more}, which these settings rule out: none of them could be loaded. Keep {kind!r} among"
+        " snapshot_types, or compact them to newer snapshots first"
+    )
+
+
 def check_removed(
-    entity_type: str, entity_id: str, sequence: int, found: tuple[bool, bool] | None
+    entity_type: str, entity_id: str, sequence: int, found: tuple[bool, bool, bool] | None
 ) -> None:
-    """What became of a removal: (the floor rests on it, it is one of the newest); None: not there.
+    """What became of a removal: (the floor rests on it, it is one of the newest, a hold is on the
+    entity); None: not there.
 
     Raises:
         NotFound, Conflict: it was not removed.
@@ -143,7 +172,7 @@ def check_removed(
     name = f"{entity_type}/{entity_id}"
     if found is None:
         raise NotFound(f"{name} has no snapshot at {sequence}")
-    covers, is_new = found
+    covers, is_new, held = found
     if covers:
         raise Conflict(
             f"the snapshot of {name} at {sequence} cannot be deleted: its floor rests on it"
@@ -153,15 +182,28 @@ def check_removed(
             f"the snapshot of {name} at {sequence} cannot be deleted: "
             f"the newest {KEPT_AT_LEAST} stay"
         )
+    if held:
+        raise Conflict(
+            f"the snapshot of {name} at {sequence} cannot be deleted: a hold is on the entity"
+        )
 
 
 def refused(
-    said: Saved, name: tuple[str, str], sequence: int, first: int, last: int
+    said: Saved, name: tuple[str, str], sequence: int, first: int, last: int, by: str = ""
 ) -> AlreadyExists | Conflict | InvalidArgument:
-    """Why a snapshot was not saved."""
+    """Why a snapshot was not saved. ``by``: the operation of `Saved.REMOVED`."""
     entity = f"{name[0]}/{name[1]}"
     if said is Saved.OTHER:
         return AlreadyExists(f"{entity} has another snapshot at {sequence}; replace it on purpose")
     if said is Saved.BELOW_FLOOR:
         return Conflict(f"the events of {entity} up to {sequence} are compacted")
+    if said is Saved.HELD:
+        return Conflict(
+            f"the snapshot of {entity} at {sequence} cannot be replaced: a hold is on the entity"
+        )
+    if said is Saved.REMOVED:
+        return Conflict(
+            f"{entity} has a snapshot at {sequence} that {by} removed and can still bring back;"
+            " undo that, or save at another sequence number"
+        )
     return InvalidArgument("sequence", f"{sequence} is not within {first}..{last}")

@@ -1,21 +1,23 @@
 """Snapshots and entity types in the database.
 
-Whatever changes the snapshots of an entity, or its floor, holds the lock of its marks; appends,
-which only add snapshots beyond all there are, do not. So the snapshot that a floor rests on is
-never replaced, removed or raced.
+Whatever changes the snapshots of an entity, what is known of them, or its floor, holds the lock of
+its marks; appends, which only add snapshots beyond all there are, do not. So the snapshot that a
+floor rests on is never replaced, removed or raced. Only `purge` goes without: it deletes what
+nobody sees and nobody can bring back. What a client takes away is audited.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from journal.model import NewSnapshot
-from journal.preparation import check_entity
+from journal.preparation import check_entity, check_log_name
 from journal.rows import too_many_types
 from journal.store import StoreJournal
 from kernel import audit, clock, sql
@@ -42,6 +44,15 @@ _DUE_ROWS, _DUE_ROUNDS = 1_000, 10
 KEPT_REMOVED = timedelta(days=7)
 """How long a removed snapshot is kept at least."""
 _PURGE_ROWS = 200
+UNKNOWN = "unknown"
+"""Who is named in the audit where the caller names nobody."""
+
+
+class Purged(NamedTuple):
+    """A piece of a purge. ``after``: where the next one goes on; None: there are no more."""
+
+    deleted: int
+    after: tuple[datetime, int, int, int] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +71,29 @@ class SnapshotRow:
     content_type: str
     payload: bytes
     verified: bool = False
+
+
+def audited_as(log: str, entity_type: str, entity_id: str, limit: int) -> str:
+    """The id in the log `_system` of what happens to an entity's snapshots, ``limit`` characters at
+    most: its name, or as much of it as fits and a digest of the whole.
+    """
+    name = f"{log}/{entity_type}/{entity_id}"
+    if len(name) <= limit:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    return f"{name[: limit - len(digest) - 1]}#{digest}"
+
+
+async def lock_marks(
+    connection: Connection, schema: str, log_id: int, entity_keys: Sequence[int]
+) -> None:
+    """Locks the marks of entities until the transaction ends, by key; makes those that are missing.
+
+    They come first. After them: settings of entity types, snapshots, the rest; the log's row last.
+    """
+    keys = sorted(set(entity_keys))
+    await connection.execute(sql.load("snapshots", "marks_make", schema), log_id, keys)
+    await connection.execute(sql.load("snapshots", "marks_lock", schema), log_id, keys)
 
 
 class SnapshotStore:
@@ -83,19 +117,22 @@ class SnapshotStore:
         source: Source = Source.OWNER,
         verified: bool = False,
         replace: bool = False,
+        principal: str = UNKNOWN,
         timeout: float = _SECONDS,
     ) -> SnapshotInfo:
         """Saves the state of an entity as it is after the event with a sequence number.
 
         Saving the same snapshot again is a success. Another one at that sequence number is put in
-        its place when ``replace`` says so; it is verified only if ``verified`` does.
+        its place when ``replace`` says so; it is verified only if ``verified`` does, and the audit
+        says that ``principal`` replaced one.
 
         Raises:
             EntityNotFound: it never had an event.
             InvalidArgument: the entity has no such event, or a text is not valid.
             TooLarge: the payload is over the limit of an append.
             AlreadyExists: another one is there.
-            Conflict: the events up to there are compacted.
+            Conflict: the events up to there are compacted; another one would go, and a hold is on
+                the entity; an operation that can be undone removed one there.
 
         """
         kept = policy.check_snapshot(
@@ -112,11 +149,19 @@ class SnapshotStore:
                 entity["entity_key"], sequence, entity["first_position"], entity["last_position"],
                 kept.type, kept.content_type, kept.payload, verified,
             )  # fmt: skip
-            (said,) = await self.save_rows(
+            ((verdict, by),) = await self._save(
                 connection, opened.log_id, [row], source=source, replace=replace
             )
-            if said not in (Saved.SAVED, Saved.SAME):  # inside: it rolls back the new marks too
-                raise policy.refused(said, name, sequence, entity["first"], entity["last_seq"])
+            said = Saved(verdict)
+            if said not in (Saved.SAVED, Saved.SAME, Saved.REPLACED):  # rolls back the marks too
+                raise policy.refused(
+                    said, name, sequence, entity["first"], entity["last_seq"], f"op-{by}"
+                )
+            if said is Saved.REPLACED:
+                data = {"type": kept.type, "size_bytes": len(kept.payload), "source": source.name}
+                await self._audit(
+                    connection, "SnapshotReplaced", (log, *name), sequence, data, principal
+                )
             found = await connection.fetch(
                 self._sql("snapshots_list"), opened.log_id, *name, sequence + 1, 1
             )
@@ -139,23 +184,53 @@ class SnapshotStore:
         """
         if not rows:
             return []
+        found = await self._save(connection, log_id, rows, source=source, replace=replace)
+        return [Saved(row["verdict"]) for row in found]
+
+    async def _save(
+        self,
+        connection: Connection,
+        log_id: int,
+        rows: Sequence[SnapshotRow],
+        *,
+        source: Source,
+        replace: bool,
+    ) -> Sequence[Any]:
         await self.lock(connection, log_id, [row.entity_key for row in rows])
-        found = await connection.fetch(
+        found: Sequence[Any] = await connection.fetch(
             self._sql("snapshot_save"), log_id, [row.entity_key for row in rows],
             [row.sequence for row in rows], [row.low for row in rows], [row.high for row in rows],
             [row.type for row in rows], [row.content_type for row in rows],
             [row.payload for row in rows], [row.verified for row in rows], int(source), replace,
         )  # fmt: skip
-        return [Saved(row["verdict"]) for row in found]
+        return found
+
+    async def _audit(
+        self,
+        connection: Connection,
+        type_: str,
+        name: tuple[str, str, str],
+        sequence: int,
+        data: dict[str, Any],
+        principal: str,
+    ) -> None:
+        """Keeps what happened to a snapshot of (log, entity type, entity id)."""
+        log, entity_type, entity_id = check_log_name(name[0]), *name[1:]
+        data |= {
+            "log": log, "entity_type": entity_type, "entity_id": entity_id, "sequence": sequence,
+        }  # fmt: skip
+        await audit.record(
+            connection, self._database.schema, "snapshot",
+            audited_as(log, entity_type, entity_id, self._journal.settings.limits.entity_id_chars),
+            type_, data, principal,
+        )  # fmt: skip
 
     async def lock(self, connection: Connection, log_id: int, entity_keys: Sequence[int]) -> None:
         """Locks the marks of entities until the transaction ends; makes those that are missing.
 
-        Whoever locks the log's row too does so before.
+        See `lock_marks` for what may be locked after them.
         """
-        keys = sorted(set(entity_keys))
-        await connection.execute(self._sql("marks_make"), log_id, keys)
-        await connection.execute(self._sql("marks_lock"), log_id, keys)
+        await lock_marks(connection, self._database.schema, log_id, entity_keys)
 
     async def get(
         self,
@@ -225,14 +300,17 @@ class SnapshotStore:
         entity_id: str,
         sequence: int,
         *,
+        principal: str = UNKNOWN,
         timeout: float = _SECONDS,
     ) -> None:
-        """Takes a snapshot away. It is kept unseen for `KEPT_REMOVED`, then deleted.
+        """Takes a snapshot away; the audit says that ``principal`` did. It is kept unseen for
+        `KEPT_REMOVED`, then deleted.
 
         Raises:
             EntityNotFound: it never had an event.
             NotFound: it has no such snapshot.
-            Conflict: the floor rests on it, or it is one of the newest `KEPT_AT_LEAST`.
+            Conflict: the floor rests on it, it is one of the newest `KEPT_AT_LEAST`, or a hold is
+                on the entity.
 
         """
         policy.check_sequence("sequence", sequence, lowest=1)
@@ -246,7 +324,11 @@ class SnapshotStore:
             row = await connection.fetchrow(
                 self._sql("snapshot_remove"), opened, entity["entity_key"], sequence, KEPT_AT_LEAST
             )
-            policy.check_removed(*name, sequence, None if row is None else tuple(row))
+            policy.check_removed(*name, sequence, None if row is None else tuple(row[:3]))
+            data = {"type": row["type"], "size_bytes": row["size"]}
+            await self._audit(
+                connection, "SnapshotDeleted", (log, *name), sequence, data, principal
+            )
 
     async def due(
         self,
@@ -301,15 +383,22 @@ class SnapshotStore:
                 return DuePage(tuple(found))
         return DuePage(tuple(found), after)
 
-    async def purge(self, removed_before: datetime, limit: int = _PURGE_ROWS) -> int:
-        """Deletes some snapshots that were removed before a time and that no undo can bring back.
-
-        Returns how many; fewer than ``limit``: there are no more.
+    async def purge(
+        self,
+        kept: timedelta = KEPT_REMOVED,
+        after: tuple[datetime, int, int, int] | None = None,
+        limit: int = _PURGE_ROWS,
+    ) -> Purged:
+        """Looks at the next ``limit`` snapshots that were removed longer ago than ``kept``, by the
+        database's clock. Deletes those that no undo can bring back and that no hold is on.
         """
-        rows = await self._database.fetch(
-            self._sql("snapshots_purge"), removed_before, limit, timeout=_SECONDS
-        )
-        return len(rows)
+        row = await self._database.fetchrow(
+            self._sql("snapshots_purge"), kept, *(after or (None, 0, 0, 0)), limit,
+            timeout=_SECONDS,
+        )  # fmt: skip
+        if row is None:
+            return Purged(0, None)
+        return Purged(row["gone"], tuple(row[:4]) if row["looked"] == limit else None)
 
     async def _open(
         self, log: str, entity_type: str, entity_id: str, timeout: float
@@ -378,7 +467,8 @@ class TypeStore:
 
         Raises:
             InvalidArgument: names the setting and the limit.
-            Conflict: it was set since; nothing was changed.
+            Conflict: it was set since, or entities are compacted to snapshots that would be of no
+                use any more; nothing was changed.
             TooLarge: there are as many types as there may be.
 
         """
@@ -398,9 +488,11 @@ class TypeStore:
             before = await connection.fetchrow(self._sql("type_lock"), name)
             if version is not None and before["version"] != version:
                 raise policy.changed(name, before["version"], version)
-            row = await connection.fetchrow(
-                self._sql("type_put"), name, orjson.dumps(stored).decode(), principal
-            )
+            given = orjson.dumps(stored).decode()
+            # A compaction holds the type's row until it is committed, so it is seen here.
+            rests = await connection.fetch(self._sql("type_floors"), name, given, policy.COUNTED)
+            policy.check_rests(name, [tuple(row) for row in rests])
+            row = await connection.fetchrow(self._sql("type_put"), name, given, principal)
             data = {
                 "version": row["version"],
                 "settings": stored,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import structlog
 
-from kernel import clock, telemetry
+from kernel import telemetry
 from kernel.errors import EverstateError
 from snapshots.store import KEPT_REMOVED, SnapshotStore
 
@@ -25,6 +25,7 @@ class Purge:
     def __init__(self, store: SnapshotStore, kept: timedelta = KEPT_REMOVED) -> None:
         self._store = store
         self._kept = kept
+        self._after: tuple[datetime, int, int, int] | None = None
 
     async def run(self) -> None:
         """Does what is due again and again, until it is cancelled."""
@@ -38,17 +39,18 @@ class Purge:
     async def step(self) -> int:
         """Deletes what is due, as far as `PIECES` statements get; returns how many.
 
+        The next time goes on there, so what must stay for long is not in the way of the rest.
+
         Raises:
             Unavailable, DeadlineExceeded: the database does not serve; what is deleted stays so.
 
         """
         purged = 0
-        before = clock.now() - self._kept
         for _ in range(PIECES):
-            found = await self._store.purge(before)
+            found, self._after = await self._store.purge(self._kept, self._after)
             telemetry.snapshots_purged.inc(found)
             purged += found
-            if not found:
+            if self._after is None:
                 break
         if purged:
             log.info("removed snapshots deleted", snapshots=purged)

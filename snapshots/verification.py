@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 from kernel import clock, sql
+from kernel.database import transaction
 from kernel.errors import Compacted, FoldFailed
 from snapshots.folding import (
     SECONDS,
@@ -28,10 +29,12 @@ from snapshots.folding import (
     newest,
 )
 from snapshots.model import Source
+from snapshots.store import lock_marks
 
 MAX_FINDINGS = 1_000
 """So many snapshots are told one by one; those that do not agree first."""
 _PAGE = 100
+_NOTE_SECONDS = 15.0
 
 
 class Verdict(StrEnum):
@@ -257,7 +260,13 @@ class _Verifier:
             statement = sql.load("snapshots", "fold_verdicts", database.schema)
             columns = [list(column) for column in zip(*self.notes, strict=True)]
             self.notes.clear()
-            async with database.connection(writing=True) as connection:
+            async with (
+                database.connection(writing=True) as connection,
+                transaction(connection, _NOTE_SECONDS),
+            ):
+                # Whoever compacts to one of them has the lock too: so a floor comes to rest on one
+                # before the verdict, which then is passed over, or not at all.
+                await lock_marks(connection, database.schema, entity.log_id, [entity.key])
                 await connection.fetch(statement, entity.log_id, entity.key, *columns)
 
     async def _thread(self, act: Callable[[], Any]) -> Any:

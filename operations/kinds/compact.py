@@ -160,7 +160,7 @@ class Compact:
     ) -> Sequence[Outcome]:
         """Moves floors, under the marks' locks; holds, needs and snapshots are looked at again."""
         schema, log_id = context.database.schema, context.log_id
-        await marks.lock(connection, schema, log_id, items)
+        await _lock(connection, schema, log_id, items)
         behind = await needs.current_in(connection, schema, log_id)
         lowest = {name: _lowest(behind, name) for name in {item.entity_type for item in items}}
         going: list[Item] = []
@@ -185,11 +185,12 @@ class Compact:
     ) -> Sequence[Outcome]:
         """Puts floors back that nobody has moved since."""
         schema, log_id = context.database.schema, context.log_id
-        await marks.lock(connection, schema, log_id, items)
+        await _lock(connection, schema, log_id, items)
         before = [[item.before[name] for item in items] for name in _BEFORE]
         rows = await connection.fetch(
             sql.load("operations", "compact_restore", schema), log_id, uuid_of(running(context)),
             [item.entity_key for item in items], [item.target for item in items], *before,
+            [item.entity_type_id for item in items],
         )  # fmt: skip
         back = {row[0] for row in rows}
         return [
@@ -198,6 +199,15 @@ class Compact:
             else Outcome(item.no, ItemState.NOT_UNDONE, "changed")
             for item in items
         ]
+
+
+async def _lock(connection: Connection, schema: str, log_id: int, items: Sequence[Item]) -> None:
+    """Locks the marks, then the settings of the types: no setting makes a snapshot useless while a
+    floor comes to rest on it. Who sets a type locks that alone, so nobody waits in a circle.
+    """
+    await marks.lock(connection, schema, log_id, items)
+    types = sorted({item.entity_type_id or 0 for item in items})
+    await connection.fetch(sql.load("operations", "types_share", schema), types)
 
 
 def _left_out(each: Candidate, full: set[str], nothing: set[int]) -> Excluded:

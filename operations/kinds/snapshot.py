@@ -45,6 +45,8 @@ _NOT_SAVED = {
     Saved.OTHER: (ItemState.FAILED, "differs"),
     Saved.BELOW_FLOOR: (ItemState.SKIPPED, "compacted"),
     Saved.NO_EVENT: (ItemState.SKIPPED, "changed"),
+    Saved.HELD: (ItemState.SKIPPED, "held"),
+    Saved.REMOVED: (ItemState.SKIPPED, "removed"),
 }
 
 
@@ -204,24 +206,21 @@ class Snapshot:
     async def undo(
         self, connection: Connection, items: Sequence[Item], context: Context
     ) -> Sequence[Outcome]:
-        """Removes the snapshots again, unless a floor rests on one by now."""
+        """Removes the snapshots again, unless a floor rests on one by now, or a hold is on it."""
         schema = context.database.schema
         await marks.lock(connection, schema, context.log_id, items)
         found = await connection.fetch(
             sql.load("operations", "snapshots_untake", schema), context.log_id,
-            uuid_of(running(context)),
             [item.entity_key for item in items],
             [item.before["sequence"] for item in items],
             [bytes.fromhex(item.before["sha256"]) for item in items],
             [item.before["saved"] for item in items],
         )  # fmt: skip
-        covers = {row["entity_key"]: row["covers"] for row in found}
+        stays = {row["entity_key"]: row["stays"] for row in found}
         return [
-            Outcome(item.no, ItemState.UNDONE)
-            if covers.get(item.entity_key) is False
-            else Outcome(
-                item.no, ItemState.NOT_UNDONE, "covers" if item.entity_key in covers else "changed"
-            )
+            Outcome(item.no, ItemState.NOT_UNDONE, reason)
+            if (reason := stays.get(item.entity_key, "changed"))
+            else Outcome(item.no, ItemState.UNDONE)
             for item in items
         ]
 

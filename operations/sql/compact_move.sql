@@ -1,11 +1,12 @@
--- Moves the floors of entities whose marks are locked by this transaction, each on to a snapshot that
--- still covers what goes, and says what became of each.
+-- Moves the floors of entities whose marks, and whose types' settings, are locked by this transaction,
+-- each on to a snapshot that still covers what goes, and says what became of each. The snapshots are
+-- locked too: whoever changes one without the marks' lock is waited for, and gets nowhere afterwards.
 -- $1 log, $2 entity types, $3 entity ids, $4 entity keys, $5 new floors, $6 positions of the snapshots'
 -- newest events, $7 the operation.
 -- Row: entity key, reason (empty: it was moved), and as it was: floor, floor_position, snapshot_seq,
 -- changed_by. Index: primary keys of entities, entity_marks and snapshots.
 WITH judged AS MATERIALIZED (
-  SELECT w.key, w.target, w.position, m.floor, m.floor_position, m.snapshot_seq, m.changed_by,
+  SELECT w.key, w.type_id, w.target, w.position, s.type, m.floor, m.floor_position, m.snapshot_seq, m.changed_by,
     CASE
       WHEN m.entity_key IS NULL OR e.entity_key IS NULL THEN 'gone'
       WHEN m.held THEN 'held'
@@ -24,16 +25,16 @@ WITH judged AS MATERIALIZED (
     SELECT x.* FROM everstate.entity_marks x
     WHERE x.log_id = $1 AND x.entity_key = w.key LIMIT 1) m ON true
   LEFT JOIN LATERAL (
-    SELECT x.seq FROM everstate.snapshots x
+    SELECT x.seq, x.type FROM everstate.snapshots x
     WHERE x.log_id = $1 AND x.entity_key = w.key AND x.seq = w.target - 1
       AND x.position = w.position AND x.removed_at IS NULL
       AND (x.verified_at IS NOT NULL
         OR (x.source = 0 AND coalesce((t.settings->>'trust_snapshots')::bool, false)))
-      AND everstate.snapshot_is_usable_v1(t.settings, x.type) LIMIT 1) s ON true
+      AND everstate.snapshot_is_usable_v1(t.settings, x.type) LIMIT 1 FOR SHARE OF x) s ON true
 ), moved AS (
   UPDATE everstate.entity_marks m
-  SET floor = j.target, floor_position = j.position, snapshot_seq = j.target - 1, changed_by = $7,
-    changed_at = clock_timestamp()
+  SET floor = j.target, floor_position = j.position, snapshot_seq = j.target - 1,
+    floor_type_id = j.type_id, floor_snapshot = j.type, changed_by = $7, changed_at = clock_timestamp()
   FROM judged j
   WHERE m.log_id = $1 AND m.entity_key = j.key AND j.reason = ''
 )

@@ -18,7 +18,7 @@ Context = Any  # grpc.aio.ServicerContext; its stubs know nothing of our message
 
 DEFAULT_TIMEOUT = 30.0
 PRINCIPAL = "grpc"
-"""Who sets types through a node: it knows its callers by the network they come from."""
+"""Who changes things through a node: it knows its callers by the network they come from."""
 
 
 class SnapshotService:
@@ -56,7 +56,7 @@ class SnapshotService:
         info = await self._snapshots.save(
             request.log, request.entity_type, request.entity_id, request.sequence,
             NewSnapshot(given.type, given.payload, given.content_type),
-            replace=request.replace, timeout=_timeout(context),
+            replace=request.replace, principal=PRINCIPAL, timeout=_timeout(context),
         )  # fmt: skip
         return pb.SaveSnapshotResponse(snapshot=_info(info))
 
@@ -87,7 +87,7 @@ class SnapshotService:
         check_written_log(request.log)
         await self._snapshots.delete(
             request.log, request.entity_type, request.entity_id, request.sequence,
-            timeout=_timeout(context),
+            principal=PRINCIPAL, timeout=_timeout(context),
         )  # fmt: skip
         return pb.DeleteSnapshotResponse()
 

@@ -1,6 +1,7 @@
 -- Notes what became of snapshots that were held against a replay. One that agrees is verified, and
 -- gets its position and time where it had none; one that does not is verified no longer, unless the
--- floor rests on it. One that was saved anew meanwhile stays as it is.
+-- floor rests on it. One that was saved anew meanwhile stays as it is. The entity's marks are locked by
+-- this transaction.
 -- $1 log, $2 entity key, then an array each: $3 sequence numbers, $4 recorded_at as they were read,
 -- $5 whether they agree, $6 positions and $7 times of their newest events (null: not known).
 -- Row: seq of each that was noted. Index: primary key of snapshots, entity_marks_pkey.

@@ -89,14 +89,18 @@ async def set_floor_in(store: StoreJournal, log: str, name: tuple[str, str], flo
     opened = await store.open_log(log)
     rows = await store.database.fetch(
         """INSERT INTO everstate.entity_marks
-          (log_id, entity_key, floor, floor_position, snapshot_seq)
-        SELECT e.log_id, e.entity_key, $4, coalesce(v.position, 0), nullif($4 - 1, 0)
+          (log_id, entity_key, floor, floor_position, snapshot_seq, floor_type_id, floor_snapshot)
+        SELECT e.log_id, e.entity_key, $4, coalesce(v.position, 0), nullif($4 - 1, 0),
+          CASE WHEN s.seq IS NOT NULL THEN e.type_id END, s.type
         FROM everstate.entities e JOIN everstate.entity_types t USING (type_id)
         LEFT JOIN everstate.events v ON v.log_id = e.log_id AND v.entity_key = e.entity_key
           AND v.seq = $4 - 1
+        LEFT JOIN everstate.snapshots s ON s.log_id = e.log_id AND s.entity_key = e.entity_key
+          AND s.seq = $4 - 1
         WHERE e.log_id = $1 AND t.name = $2 AND e.entity_id = $3
         ON CONFLICT (log_id, entity_key) DO UPDATE SET floor = excluded.floor,
-          floor_position = excluded.floor_position, snapshot_seq = excluded.snapshot_seq
+          floor_position = excluded.floor_position, snapshot_seq = excluded.snapshot_seq,
+          floor_type_id = excluded.floor_type_id, floor_snapshot = excluded.floor_snapshot
         RETURNING floor""",
         opened.log_id, *name, floor,
     )  # fmt: skip

@@ -357,6 +357,27 @@ async def test_a_type_is_set_whole_and_each_time_has_a_version(subject: Subject)
     assert (third.settings, third.version) == (settings, 3)
 
 
+@pytest.mark.parametrize("wrong", [{"needs_full_replay": True}, {"snapshot_types": ("Other",)}])
+async def test_no_setting_takes_away_what_compacted_entities_rest_on(
+    subject: Subject, wrong: dict[str, Any]
+) -> None:
+    kind = await put_type(subject, snapshot_every=5)
+    for name in ("a", "b"):
+        await subject.put(name, 3, kind=kind)
+        await save(subject, 2, name=name, kind=kind)
+        await subject.set_floor(name, 3, kind=kind)
+    before = await subject.kinds.get(kind)
+    with pytest.raises(Conflict, match=r"2 entities of the type .* snapshots of the type 'Cart'"):
+        await subject.kinds.put(kind, TypeSettings(**wrong), version=None, principal="ann")
+    assert await subject.kinds.get(kind) == before
+    assert await subject.sequences("a", kind=kind) == [3]
+    both = TypeSettings(snapshot_types=("Other", "Cart"))
+    await subject.kinds.put(kind, both, version=None, principal="ann")
+    for name in ("a", "b"):
+        await subject.set_floor(name, 1, kind=kind)
+    await subject.kinds.put(kind, TypeSettings(**wrong), version=None, principal="ann")
+
+
 async def test_types_are_listed_by_name_whether_set_or_not(subject: Subject) -> None:
     names = [f"t{subject.log}{letter}" for letter in "abc"]
     await subject.kinds.put(names[1], TypeSettings(), version=None, principal="ann")

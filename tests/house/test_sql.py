@@ -170,7 +170,7 @@ HOT = [
     ),
     Hot(
         "compact_restore",
-        (LOG, OPERATION, [7], [11], [1], [0], [10], f"{{{OPERATION}}}"),
+        (LOG, OPERATION, [7], [11], [1], [0], [10], f"{{{OPERATION}}}", [1]),
         "entity_marks_pkey",
         on="entity_marks",
         package="operations",
@@ -223,7 +223,20 @@ HOT = [
     ),
     Hot("snapshot_save", SAVE, LEAF_ENTITY, 1, package="snapshots"),
     Hot("snapshots_due", (LOG, "kind1", "e1", 10, True), LEAF_ENTITY, package="snapshots"),
-    Hot("snapshots_purge", (AT, 10), "_removed_at_idx", on="snapshots", package="snapshots"),
+    Hot(
+        "snapshots_purge",
+        ("7 days", AT, LOG, 7, 1, 10),
+        "_removed_at_log_id_entity_key_seq_idx",
+        on="snapshots",
+        package="snapshots",
+    ),
+    Hot(
+        "type_floors",
+        ("kind1", '{"needs_full_replay": true}', 10),
+        "entity_marks_floors",
+        on="entity_marks",
+        package="snapshots",
+    ),
 ]
 
 

@@ -10,13 +10,15 @@ import pytest
 
 from journal.model import ANY, Append, EntityAppend, LoadQuery, NewEvent, NewSnapshot
 from journal.store import StoreJournal
-from kernel import audit, clock
+from kernel import audit, clock, sql
 from kernel.database import Database, transaction
 from kernel.errors import Compacted, Conflict, CorruptLog, InvalidArgument
 from kernel.ids import new_id
+from snapshots import upkeep
 from snapshots.model import TypeSettings
 from snapshots.store import SnapshotStore, TypeStore
 from snapshots.upkeep import Purge
+from tests.conformance.subject import set_floor_in
 
 FIRST_OF_PG = clock.to_us(datetime(1, 1, 1, tzinfo=UTC))
 ROW = """SELECT s.seq, s.position, s.event_at, s.recorded_at, s.source FROM everstate.snapshots s
@@ -102,6 +104,16 @@ async def test_an_audit_event_stands_and_falls_with_its_transaction(database: Da
     assert rows[0]["audit_id"].version == 7
 
 
+async def hold(store: StoreJournal, name: str) -> None:
+    """Puts a hold on an entity (its guards are elsewhere)."""
+    await store.database.fetch(
+        "INSERT INTO everstate.entity_marks (log_id, entity_key, held)"
+        " SELECT log_id, entity_key, true FROM everstate.entities WHERE entity_id = $1"
+        " ON CONFLICT (log_id, entity_key) DO UPDATE SET held = true",
+        name,
+    )
+
+
 # Removed ones
 
 
@@ -122,18 +134,22 @@ async def removed(store: StoreJournal, name: str, count: int, age: str, by: str 
     )  # fmt: skip
 
 
-async def operation(store: StoreJournal, undo_until: str) -> str:
-    """An operation that can be undone until then."""
+async def operation(store: StoreJournal, state: str, *, gone: bool = False) -> str:
+    """An operation in a state, with its items or without."""
     operation_id = new_id()
     await store.database.fetch(
-        f"""INSERT INTO everstate.operations
+        """INSERT INTO everstate.operations
           (operation_id, kind, state, selection, parameters, plan, digest, head, items,
-           planned_by, expires_at, undo_until)
-        VALUES ($1, 'snapshot-prune', 'done', '{{}}', '{{}}', '{{}}', '', 0, 0, 'me', now(),
-          now() + interval '{undo_until}')""",
-        operation_id,
-    )
+           planned_by, expires_at, items_gone)
+        VALUES ($1, 'snapshot-prune', $2, '{}', '{}', '{}', '', 0, 0, 'me', now(), $3)""",
+        operation_id, state, gone,
+    )  # fmt: skip
     return operation_id
+
+
+async def left(store: StoreJournal, name: str) -> list[int]:
+    """Sequence numbers of the snapshots that are stored, removed or not."""
+    return sorted(row["seq"] for row in await store.database.fetch(ROW, name))
 
 
 async def test_removed_snapshots_are_deleted_after_their_time_unless_they_may_come_back(
@@ -141,37 +157,59 @@ async def test_removed_snapshots_are_deleted_after_their_time_unless_they_may_co
 ) -> None:
     await removed(store, "old", 3, "7 days 1 hour")
     await removed(store, "young", 3, "6 days 23 hours")
-    await removed(store, "undoable", 2, "30 days", await operation(store, "1 hour"))
-    await removed(store, "settled", 2, "30 days", await operation(store, "-1 hour"))
+    going = ("running", "paused", "undoing", "review", "failed", "done")
+    for state in going:
+        await removed(store, state, 2, "30 days", await operation(store, state))
+    await removed(store, "settled", 2, "30 days", await operation(store, "done", gone=True))
+    await removed(store, "held", 2, "30 days")
+    await hold(store, "held")
     purge = Purge(SnapshotStore(store.database, store))
     assert await purge.step() == 5
-    left = {
-        name: sorted(row["seq"] for row in await store.database.fetch(ROW, name))
-        for name in ("old", "young", "undoable", "settled")
-    }
-    assert left == {
-        "old": [4, 5],
-        "young": [1, 2, 3, 4, 5],
-        "undoable": [1, 2, 3, 4],
-        "settled": [3, 4],
-    }
+    assert await left(store, "old") == [4, 5]
+    assert await left(store, "young") == [1, 2, 3, 4, 5]
+    assert await left(store, "settled") == [3, 4]
+    for name in (*going, "held"):
+        assert await left(store, name) == [1, 2, 3, 4], name
     assert await purge.step() == 0
 
 
-async def test_a_purge_takes_small_pieces(store: StoreJournal) -> None:
-    await removed(store, "a", 7, "8 days")
+async def test_how_long_ago_a_snapshot_was_removed_is_the_databases_to_say(
+    store: StoreJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await removed(store, "a", 2, "1 day")
+    monkeypatch.setattr(clock, "now", lambda: datetime.now(UTC) + timedelta(days=8))
+    assert await Purge(SnapshotStore(store.database, store)).step() == 0
+    assert await left(store, "a") == [1, 2, 3, 4]
+
+
+async def test_a_purge_takes_small_pieces_and_what_must_stay_is_not_in_its_way(
+    store: StoreJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await removed(store, "first", 7, "30 days", await operation(store, "paused"))
+    await removed(store, "then", 4, "8 days")
     kept = SnapshotStore(store.database, store)
-    before = clock.now() - timedelta(days=7)
-    assert [await kept.purge(before, 3) for _ in range(4)] == [3, 3, 1, 0]
+    deleted, after = [], None
+    for _ in range(4):
+        piece = await kept.purge(after=after, limit=3)
+        deleted.append(piece.deleted)
+        after = piece.after
+    assert (deleted, after) == ([0, 0, 2, 2], None)
+    await removed(store, "more", 2, "8 days")
+    monkeypatch.setattr(upkeep, "PIECES", 2)
+    monkeypatch.setattr(SnapshotStore.purge, "__defaults__", (timedelta(days=7), None, 4))
+    purge = Purge(kept)
+    assert [await purge.step() for _ in range(3)] == [1, 1, 0], "it goes on where it stopped"
+    assert await left(store, "more") == [3, 4]
 
 
 # Races
 
 
 async def test_a_save_waits_for_a_compaction_and_goes_by_its_floor(store: StoreJournal) -> None:
-    await store.append("default", Append((entity("a", snapshot=False),), (event(0),) * 4))
+    await store.append("default", Append((entity("a", snapshot=False),), (event(0),) * 9))
     kept = SnapshotStore(store.database, store)
-    await kept.save("default", "cart", "a", 3, NewSnapshot("Cart", b"3"))
+    for sequence in (3, 8, 9):  # so it is not one of the newest, which stay anyway
+        await kept.save("default", "cart", "a", sequence, NewSnapshot("Cart", b"%d" % sequence))
     opened = await store.open_log("default")
     async with store.database.connection() as connection, transaction(connection, 10):
         key = await connection.fetchval(
@@ -191,7 +229,112 @@ async def test_a_save_waits_for_a_compaction_and_goes_by_its_floor(store: StoreJ
         )
     results = await asyncio.gather(saving, deleting, return_exceptions=True)
     assert [type(result) for result in results] == [Conflict, Conflict]
-    assert (await kept.get("default", "cart", "a"))[1] == b"3"
+    assert "compacted" in str(results[0])
+    assert "its floor rests on it" in str(results[1])
+    assert (await kept.get("default", "cart", "a", sequence=3))[1] == b"3"
+    assert [s.sequence for s in await kept.list("default", "cart", "a")] == [9, 8, 3]
+
+
+async def test_the_statement_itself_removes_nothing_that_must_stay(store: StoreJournal) -> None:
+    """Even when the transaction is committed whatever it said."""
+    kept = SnapshotStore(store.database, store)
+    for name in ("a", "held"):
+        await store.append("default", Append((entity(name, snapshot=False),), (event(0),) * 5))
+        for sequence in range(1, 6):
+            await kept.save("default", "cart", name, sequence, NewSnapshot("Cart", b"s"))
+    await set_floor_in(store, "default", ("cart", "a"), 3)
+    await hold(store, "held")
+    opened = await store.open_log("default")
+    statement = sql.load("snapshots", "snapshot_remove", store.database.schema)
+    said = {}
+    for name in ("a", "held"):
+        async with store.database.connection() as connection, transaction(connection, 10):
+            key = await connection.fetchval(
+                "SELECT entity_key FROM everstate.entities WHERE entity_id = $1", name
+            )
+            await kept.lock(connection, opened.log_id, [key])
+            for n in range(5, 0, -1):
+                row = await connection.fetchrow(statement, opened.log_id, key, n, 2)
+                said[name, n] = (row["covers"], row["is_new"], row["held"])
+    assert {n: said["a", n] for n in range(1, 6)} == {
+        5: (False, True, False), 4: (False, True, False), 3: (False, False, False),
+        2: (True, False, False), 1: (False, False, False),
+    }  # fmt: skip
+    assert {said["held", n] for n in (1, 2, 3)} == {(False, False, True)}
+    assert [s.sequence for s in await kept.list("default", "cart", "a")] == [5, 4, 2]
+    assert [s.sequence for s in await kept.list("default", "cart", "held")] == [5, 4, 3, 2, 1]
+
+
+# Holds, the audit, and what may come back
+
+
+async def test_of_a_held_entity_no_client_deletes_or_replaces_a_snapshot(
+    store: StoreJournal,
+) -> None:
+    kept = SnapshotStore(store.database, store)
+    await removed(store, "a", 1, "1 hour")  # 1 is removed, 2 and 3 are there
+    await store.append("default", Append((entity("a", snapshot=False),), (event(0),)))
+    await kept.save("default", "cart", "a", 4, NewSnapshot("Cart", b"s"))
+    await hold(store, "a")
+    before = await store.database.fetch("SELECT * FROM everstate.snapshots ORDER BY seq")
+    with pytest.raises(Conflict, match="cannot be deleted: a hold is on the entity"):
+        await kept.delete("default", "cart", "a", 2)
+    for sequence in (1, 2):  # a removed one would be gone as well
+        with pytest.raises(Conflict, match="cannot be replaced: a hold is on the entity"):
+            await kept.save(
+                "default", "cart", "a", sequence, NewSnapshot("Cart", b"other"), replace=True
+            )
+    assert await store.database.fetch("SELECT * FROM everstate.snapshots ORDER BY seq") == before
+    assert (await kept.save("default", "cart", "a", 2, NewSnapshot("Cart", b"s"))).sequence == 2
+    assert (await kept.save("default", "cart", "a", 1, NewSnapshot("Cart", b"s"))).sequence == 1
+    await store.append("default", Append((entity("a"),), (event(0),)))
+    assert await left(store, "a") == [1, 2, 3, 4, 5], "what takes nothing away goes on"
+
+
+async def test_a_snapshot_that_an_operation_may_bring_back_keeps_its_place(
+    store: StoreJournal,
+) -> None:
+    kept = SnapshotStore(store.database, store)
+    by = await operation(store, "done")
+    await removed(store, "a", 1, "1 hour", by)
+    other = NewSnapshot("Cart", b"other")
+    for replace in (False, True):
+        with pytest.raises(Conflict, match=f"op-{by} removed and can still bring back"):
+            await kept.save("default", "cart", "a", 1, other, replace=replace)
+    await store.database.fetch("UPDATE everstate.operations SET items_gone = true")
+    await kept.save("default", "cart", "a", 1, other)
+    assert (await kept.get("default", "cart", "a", sequence=1))[1] == b"other"
+
+
+async def test_deleting_and_replacing_is_audited_and_saving_is_not(store: StoreJournal) -> None:
+    kept = SnapshotStore(store.database, store)
+    long = "x" * 512
+    for name in ("a", long):
+        await store.append("default", Append((entity(name, snapshot=False),), (event(0),) * 3))
+        for sequence in (1, 2, 3):
+            await kept.save("", "cart", name, sequence, NewSnapshot("Cart", b"secret"))
+    await kept.save("", "cart", "a", 1, NewSnapshot("Cart", b"secret"), replace=True)
+    assert await store.database.fetch("SELECT FROM everstate.audit_outbox") == []
+    new = NewSnapshot("Cart2", b"secret too")
+    await kept.save("", "cart", "a", 1, new, replace=True, principal="ann")
+    await kept.delete("", "cart", "a", 1, principal="ben")
+    await kept.delete("", "cart", long, 1)
+    with pytest.raises(Conflict):
+        await kept.delete("", "cart", "a", 2)
+    rows = await store.database.fetch("SELECT * FROM everstate.audit_outbox ORDER BY no")
+    assert [(r["entity_type"], r["type"], r["principal"]) for r in rows] == [
+        ("snapshot", "SnapshotReplaced", "ann"),
+        ("snapshot", "SnapshotDeleted", "ben"),
+        ("snapshot", "SnapshotDeleted", "unknown"),
+    ]
+    assert [r["entity_id"] for r in rows[:2]] == ["default/cart/a"] * 2
+    assert len(rows[2]["entity_id"]) == 512
+    name = {"log": "default", "entity_type": "cart", "entity_id": "a", "sequence": 1}
+    assert json.loads(rows[0]["data"]) == name | {
+        "type": "Cart2", "size_bytes": 10, "source": "OWNER",
+    }  # fmt: skip
+    assert json.loads(rows[1]["data"]) == name | {"type": "Cart2", "size_bytes": 10}
+    assert json.loads(rows[2]["data"])["entity_id"] == long
 
 
 async def test_a_failed_save_leaves_no_marks_behind(store: StoreJournal) -> None:
