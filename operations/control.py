@@ -49,6 +49,10 @@ _PLAN_WAITS_S: Final = 5.0
 _SIGN_OF_LIFE_S: Final = 3.0
 _MAX_RATE: Final = 1e6
 _CHANGE_S: Final = 10.0
+_OPPOSITES: Final = {
+    "hold": "release", "release": "hold", "soft-delete": "undelete", "undelete": "soft-delete",
+}  # fmt: skip
+"""What undo of a kind is, done by another kind: the policy of that one holds for it too."""
 
 _planning: WeakKeyDictionary[Database, asyncio.Semaphore] = WeakKeyDictionary()
 
@@ -265,19 +269,19 @@ async def apply(
     """Lets an operation do what its plan says; a worker does it. Again is safe: it acts once.
 
     Where policy wants a second person, the first call leaves it ``awaiting`` and one by another
-    principal queues it.
+    principal queues it; by the same one it changes nothing.
 
     Raises:
         InvalidArgument: no reason, or ``typed`` is not what the plan asks for.
-        Conflict: another digest, expired, the same person twice, or a state that has no way there.
+        Conflict: another digest, expired, or a state that has no way there.
         NotFound: there is no such operation.
 
     """
     reason = _reason(reason)
     seen = await get(database, operation_id)
     counted = acts_on_entities(kind_named(seen.kind))
-    policy = (await policies.get_policy(database, seen.kind)).policy
     async with _changing(database, operation_id) as (connection, (row, now)):
+        policy = await policies.policy_in(connection, database.schema, row.kind)
         machine.check_digest(row, digest)
         if row.state not in (State.PLANNED, State.AWAITING):
             return machine.applied_before(row)
@@ -292,7 +296,10 @@ async def apply(
                 row, now, reason, principal, second=policy.second_person,
                 empty=row.items == 0 and counted,
             )  # fmt: skip
-            await _write(database, connection, changed, type_, principal.identity, reason=reason)
+            if changed is not row:
+                await _write(
+                    database, connection, changed, type_, principal.identity, reason=reason
+                )
     if expired:
         raise Conflict(f"{operation_id} has expired: it was not applied in time; plan anew")
     return await get(database, operation_id)
@@ -351,17 +358,27 @@ async def cancel(database: Database, operation_id: str, *, principal: Principal)
 async def undo(
     database: Database, operation_id: str, *, reason: str, principal: Principal
 ) -> OperationRow:
-    """Takes back what an operation did, the last item first; a worker does it. Again is safe.
+    """Takes back what an operation did, the last item first; a worker does it. Again is safe: what
+    an undo has left, it tries once more.
 
     Raises:
         NotFound: there is none. InvalidArgument: no reason.
-        Conflict: it is not over, nothing was done, or it can not or no longer be undone.
+        Conflict: it is not over, nothing was done, it can not or no longer be undone, or policy
+            wants a second person for what that would be.
 
     """
     reason = _reason(reason)
     async with _changing(database, operation_id) as (connection, (row, now)):
         counted = acts_on_entities(kind_named(row.kind))
-        changed = machine.undoing(row, now, reason, principal, counted=counted)
+        own = await policies.policy_in(connection, database.schema, row.kind)
+        changed = machine.undoing(
+            row, now, reason, principal, counted=counted, second=own.second_person
+        )
+        opposite = _OPPOSITES.get(row.kind)
+        if changed is not row and opposite is not None:
+            theirs = await policies.policy_in(connection, database.schema, opposite)
+            if theirs.second_person:
+                raise machine.opposed(row, opposite)
         if changed is not row:
             await _write(
                 database, connection, changed, "UndoApplied", principal.identity, reason=reason

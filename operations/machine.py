@@ -63,15 +63,11 @@ def applied(
     row: OperationRow, now: datetime, reason: str, by: Principal, *, second: bool, empty: bool
 ) -> OperationRow:
     """A plan that somebody applies in time. ``second``: policy wants two persons; ``empty``: there
-    is nothing to do.
-
-    Raises:
-        Conflict: the same person applies it a second time.
-
+    is nothing to do. The same person once more changes nothing: it goes on waiting.
     """
     if row.state is State.AWAITING:
         if by.identity == row.applied_key:
-            raise Conflict(f"{row.id} waits for a second person; {by.name!r} was the first")
+            return row
         return replace(row, state=State.QUEUED, seconded_by=by.name, seconded_at=now)
     row = replace(row, applied_by=by.name, applied_key=by.identity, applied_at=now, reason=reason)
     if empty:
@@ -147,7 +143,7 @@ def ended(
     error: Mapping[str, Any] | None = None,
 ) -> OperationRow:
     """A row that ends. What is done may be undone from now on, for as long as the plan said; an
-    undo that was stopped has the time it had.
+    undo that was stopped, or has left something, has the time it had.
     """
     until = row.undo_until
     if row.undone_by is None:
@@ -155,7 +151,7 @@ def ended(
         acted = row.started_at is not None and state in _UNDOABLE
         can = acted and seconds > 0 and bool(row.plan.get("undoable"))
         until = now + timedelta(seconds=seconds) if can else None
-    elif state is State.UNDONE:
+    elif state is State.UNDONE and row.undone >= row.done:
         until = None
     return replace(
         row, state=state, wish="", waits="", finished_at=now, undo_until=until, error=error,
@@ -164,17 +160,22 @@ def ended(
 
 
 def undoing(
-    row: OperationRow, now: datetime, reason: str, by: Principal, *, counted: bool
+    row: OperationRow, now: datetime, reason: str, by: Principal, *, counted: bool, second: bool
 ) -> OperationRow:
-    """A row that is to be taken back. ``counted``: its items are (an entity kind).
+    """A row that is to be taken back. ``counted``: its items are (an entity kind); ``second``:
+    policy wants two persons for its kind.
 
     Raises:
-        Conflict: it is not over, too late, not undoable, or nothing was done.
+        Conflict: it is not over, too late, not undoable, nothing was done, or the person who
+            applied it may not be the one who undoes it.
 
     """
-    if row.undone_by is not None and row.state in ACTIVE | {State.UNDONE}:
+    if row.undone_by is not None and row.state in ACTIVE:
         return row
-    if row.state not in _UNDOABLE:
+    left = counted and row.undo_until is not None and row.undone < row.done
+    if row.state is State.UNDONE and not left:
+        return row
+    if row.state not in _UNDOABLE | {State.UNDONE}:
         raise Conflict(f"{row.id} is {row.state}; only what has ended can be undone")
     if row.undo_until is None:
         said = "nothing was done" if row.started_at is None else f"{row.kind} cannot be undone"
@@ -183,10 +184,23 @@ def undoing(
         raise Conflict(f"{row.id} can no longer be undone: the time for it is over")
     if counted and row.done - row.undone <= 0:
         raise Conflict(f"{row.id}: nothing was done, so there is nothing to undo")
+    if second and by.identity == row.applied_key:
+        raise Conflict(
+            f"{row.id}: policy wants two persons for {row.kind}; {by.name!r} applied it, so another"
+            " one has to undo it"
+        )
     return replace(
         row, state=State.UNDOING, wish="", undone_by=by.name, undo_reason=reason, error=None,
         cursor=row.items, finished_at=None, waits="",
     )  # fmt: skip
+
+
+def opposed(row: OperationRow, opposite: str) -> Conflict:
+    """The refusal of an undo that does what policy lets nobody do alone: it is an ``opposite``."""
+    return Conflict(
+        f"{row.id}: to undo it is to {opposite}, and policy wants two persons for that; plan a"
+        f" {opposite!r} instead, which a second person applies too"
+    )
 
 
 def retrying(row: OperationRow, *, counted: bool) -> OperationRow:

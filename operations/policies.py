@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict
 
-from kernel.database import Database
+from kernel.database import Connection, Database
 from kernel.errors import Conflict, InvalidArgument
 from kernel.principals import Principal
 from operations import audit, store
@@ -44,6 +44,17 @@ async def get_policy(database: Database, kind: str) -> PolicyRow:
     default = kind_named(kind).policy
     found = await store.policies(database, kind)
     return found.get(kind) or PolicyRow(kind, default, 0, None, "")
+
+
+async def policy_in(connection: Connection, schema: str, kind: str) -> Policy:
+    """The policy of a kind, inside of somebody's transaction: whatever was set before it asks.
+
+    Raises:
+        InvalidArgument: there is no such kind.
+
+    """
+    default = kind_named(kind).policy
+    return await store.policy_in(connection, schema, kind) or default
 
 
 async def list_policies(database: Database) -> list[PolicyRow]:

@@ -334,6 +334,12 @@ async def policies(
     return {row["kind"]: _policy(row) for row in rows}
 
 
+async def policy_in(connection: Connection, schema: str, kind: str) -> Policy | None:
+    """The policy that was set for a kind."""
+    row = await connection.fetchrow(sql.load("operations", "policies", schema), kind)
+    return None if row is None else _policy(row).policy
+
+
 async def put_policy(
     connection: Connection, schema: str, kind: str, policy: Policy, by: str, version: int | None
 ) -> bool:

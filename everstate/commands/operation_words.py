@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from everstate.control import Control
 
 _ENDED = frozenset({"expired", "review", "done", "failed", "cancelled", "undone"})
+_CAN_BE_UNDONE = frozenset({"done", "failed", "cancelled", "undone"})
 _UNITS = ((86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
 _NOTES = {
     "planned": "not applied: nothing has been changed",
@@ -116,9 +117,12 @@ def end(row: dict[str, Any]) -> None:
         typer.echo(f"  {printable(row['waits'])}")
     if row["error"]:
         typer.echo(f"  {printable(said(row['error']))}")
-    if at["failed"] or at["skipped"]:
+    if at["failed"] or at["skipped"] or (row["state"] == "undone" and at["done"] > at["undone"]):
         typer.echo(f"  why: everstate operation show {row['id']} --failures")
-    if row["state"] in ("done", "failed", "cancelled") and row["undo_until"] and at["done"]:
+    left = at["done"] - at["undone"]
+    if row["state"] == "undone" and left > 0:
+        typer.echo(f"  {left:,} of {at['done']:,} that were done could not be undone")
+    if row["state"] in _CAN_BE_UNDONE and row["undo_until"] and left > 0:
         typer.echo(
             f"  until {row['undo_until'][:19]}Z: everstate operation undo {row['id']} --reason …"
         )
@@ -162,6 +166,9 @@ def judge(row: dict[str, Any]) -> None:
     """
     from kernel.errors import Conflict
 
+    at = row["progress"]
+    if row["state"] == "undone" and at["done"] and not at["undone"]:
+        raise Conflict(f"{row['id']}: none of {at['done']:,} could be undone")
     if row["state"] in ("done", "undone"):
         return
     what = f": {said(row['error'])}" if row["error"] else ""

@@ -149,7 +149,8 @@ def test_policy_wants_a_second_person(dev: Dev) -> None:
     row = planned(dev, "hold", "--entity", f"file/{TOP}")
     waits = dev.cli("operation", "apply", row["id"], "--reason", "first").ok().out
     assert "waits for a second person" in waits
-    assert dev.cli("operation", "apply", row["id"], "--reason", "me again").code == 4
+    again = dev.cli("operation", "apply", row["id"], "--reason", "me again", "--json").ok().json()
+    assert again["state"] == "awaiting"
     token = dev.cli("token", "create", "second", "--role", "operator").ok().out.strip()
     env = clean_env(EVERSTATE_DEV_DIR=dev.folder, EVERSTATE_TOKEN=token)
     done = cli(
@@ -158,8 +159,22 @@ def test_policy_wants_a_second_person(dev: Dev) -> None:
     assert (done["state"], done["seconded_by"]) == ("done", "second")
     refused = cli("policy", "set", "hold", "--no-second-person", env=env)
     assert refused.code == 4
-    dev.cli("operation", "undo", row["id"], "--reason", "clean", "--wait").ok()
+    assert dev.cli("operation", "undo", row["id"], "--reason", "mine").code == 4
+    cli("operation", "undo", row["id"], "--reason", "clean", "--wait", env=env).ok()
     dev.cli("policy", "set", "hold", "--no-second-person").ok()
+
+
+def test_an_undo_that_undid_nothing_is_exit_4_and_can_be_asked_for_again(dev: Dev) -> None:
+    chosen = ("--entity", f"file/{TOP}", "--reason", "r", "--wait", "--json")
+    held = dev.cli("hold", "add", *chosen).ok().json()
+    released = dev.cli("hold", "release", *chosen).ok().json()
+    undo = ("operation", "undo", held["id"], "--reason", "r", "--wait")
+    nothing = dev.cli(*undo)
+    assert (nothing.code, "none of 1 could be undone" in nothing.sentence()) == (4, True)
+    assert f"everstate operation undo {held['id']}" in nothing.out
+    dev.cli("operation", "undo", released["id"], "--reason", "r", "--wait").ok()
+    assert "hold: UNDONE" in dev.cli(*undo).ok().out
+    assert dev.cli("hold", "list", "--json").ok().out == ""
 
 
 def test_settings_of_a_type_are_set_one_by_one(dev: Dev) -> None:

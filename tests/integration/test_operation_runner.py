@@ -135,8 +135,16 @@ async def test_undo_goes_backwards_over_what_is_done_and_says_what_it_left(desk:
         (ItemState.SKIPPED, "changed", 1, ("thing/e007",)),
         (ItemState.NOT_UNDONE, "changed", 1, ("thing/e011",)),
     ]
-    assert (await control.undo(desk.database, receipt.id, reason="r", principal=ANN)) == row
     assert set((await desk.times()).values()) == {(1, 1), (1, 0)}
+    assert row.undo_until == receipt.undo_until
+    desk.touch.changed = set()  # as when what came later was undone
+    more = await control.undo(desk.database, receipt.id, reason="the rest", principal=BEN)
+    assert more.state is State.UNDOING
+    async with desk.running():
+        row = await desk.ended(receipt)
+    assert (row.state, row.undone, row.undo_until) == (State.UNDONE, 24, None)
+    assert [n for n in (await desk.times()).values() if n != (1, 1)] == []
+    assert (await control.undo(desk.database, receipt.id, reason="r", principal=ANN)) == row
 
 
 async def test_undo_can_be_paused_cancelled_and_taken_up_again(desk: Bench) -> None:

@@ -11,10 +11,11 @@ import pytest
 from journal.store import StoreJournal, StoreSettings
 from kernel.database import Database, DatabaseSettings
 from kernel.errors import Conflict, InvalidArgument, NotFound, TooLarge, Unavailable
-from operations import control, planner
+from operations import control, planner, store
 from operations.kinds.base import Candidate, Context
-from operations.model import Excluded, ItemState, Planned, Policy, Selection, State
+from operations.model import Excluded, ItemState, OperationRow, Planned, Policy, Selection, State
 from tests.engine_support import ANN, BEN, Bench, bench
+from tests.support import eventually_async
 
 
 @pytest.fixture
@@ -218,8 +219,7 @@ async def test_a_second_person_is_another_one(desk: Bench) -> None:
     )
     plan = await desk.plan()
     assert (await desk.apply(plan)).state is State.AWAITING
-    with pytest.raises(Conflict, match="waits for a second person; 'ann' was the first"):
-        await desk.apply(plan)
+    assert (await desk.apply(plan)).state is State.AWAITING  # as after a lost reply
     queued = await desk.apply(plan, BEN)
     assert (queued.state, queued.applied_by, queued.seconded_by) == (State.QUEUED, "ann", "ben")
     assert (await desk.apply(plan)).state is State.QUEUED
@@ -244,6 +244,86 @@ async def test_of_two_persons_at_once_exactly_one_queues_it(desk: Bench) -> None
         assert all(not isinstance(f, Exception) or isinstance(f, Conflict) for f in found)
         types = await desk.audit(plan.id)
         assert types == ["OperationPlanned", "OperationApplied", "OperationSeconded"]
+
+
+async def test_a_second_person_demanded_while_somebody_applies_is_asked_for(
+    desk: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await desk.entities(1)
+    plan = await desk.plan()
+    get = control.get
+
+    async def slowly(database: Database, operation_id: str) -> OperationRow:
+        row = await get(database, operation_id)
+        if row.state is State.PLANNED:  # it looks; then the policy changes; then it acts
+            await control.set_policy(
+                database, "touch", Policy(second_person=True), version=None, principal=BEN
+            )
+        return row
+
+    monkeypatch.setattr(control, "get", slowly)
+    assert (await desk.apply(plan)).state is State.AWAITING
+
+
+@pytest.mark.parametrize(
+    ("kind", "opposite"),
+    [("hold", "release"), ("release", "hold"), ("soft-delete", "undelete"),
+     ("undelete", "soft-delete")],
+)  # fmt: skip
+async def test_undo_needs_the_second_person_that_its_opposite_needs(
+    desk: Bench, kind: str, opposite: str
+) -> None:
+    await desk.entities(1)
+    if kind in ("release", "undelete"):
+        await desk.done(await desk.plan(opposite))
+    receipt = await desk.done(await desk.plan(kind))
+    assert receipt.done == 1
+    await control.set_policy(
+        desk.database, opposite, Policy(second_person=True), version=None, principal=ANN
+    )
+    for by in (ANN, BEN):
+        with pytest.raises(Conflict, match=f"plan a '{opposite}' instead, which a second person"):
+            await control.undo(desk.database, receipt.id, reason="r", principal=by)
+    assert (await desk.get(receipt)).state is State.DONE
+
+
+async def test_who_applied_what_needs_two_persons_does_not_undo_it(desk: Bench) -> None:
+    await desk.entities(3)
+    await control.set_policy(
+        desk.database, "touch", Policy(second_person=True), version=None, principal=ANN
+    )
+    plan = await desk.plan()
+    await desk.apply(plan)
+    await desk.apply(plan, BEN)
+    async with desk.running():
+        receipt = await desk.ended(plan)
+    with pytest.raises(Conflict, match="'ann' applied it, so another one has to undo it"):
+        await control.undo(desk.database, receipt.id, reason="r", principal=ANN)
+    undoing = await control.undo(desk.database, receipt.id, reason="r", principal=BEN)
+    assert undoing.state is State.UNDOING
+
+
+async def test_the_time_of_a_change_is_that_after_its_wait_for_the_row(desk: Bench) -> None:
+    await desk.entities(1)
+    plan = await desk.plan()
+    async with desk.database.connection(writing=True) as holding:
+        change = holding.transaction()
+        await change.start()
+        await store.lock(holding, desk.database.schema, plan.id)
+        waiting = asyncio.create_task(desk.apply(plan))
+
+        async def waits() -> bool:
+            rows = await desk.database.fetch(
+                "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+                " AND datname = current_database()"
+            )
+            return len(rows) > 0
+
+        await eventually_async(waits, "it waits for the row")
+        await holding.execute("UPDATE everstate.operations SET expires_at = clock_timestamp()")
+        await change.commit()
+    with pytest.raises(Conflict, match="has expired"):
+        await waiting
 
 
 async def test_what_the_policy_wants_typed_is_typed(desk: Bench) -> None:
