@@ -97,6 +97,9 @@ class Applying(Body):
     digest: str = Field(max_length=128, description="Of the plan that was read.")
     reason: str = Field(min_length=1, max_length=MAX_REASON, description="Others will read it.")
     typed: str = Field("", max_length=1_000, description="What the plan asks to be typed.")
+    confirmed: bool = Field(
+        False, description="That the warnings were read which the plan says must be confirmed."
+    )
 
 
 class Excuse(Body):
@@ -170,6 +173,9 @@ class Operation(BaseModel):
     samples: list[dict[str, Any]]
     consumers: list[dict[str, Any]]
     warnings: list[str]
+    confirmations: list[str] = Field(
+        description="Codes of the warnings that have to be confirmed to apply it; empty: none."
+    )
     undoable: bool
     undo_seconds: int
     estimated_seconds: float
@@ -243,6 +249,7 @@ def shown(row: OperationRow, principal: Principal) -> dict[str, Any]:
         "digest": row.digest,
         "head": row.head,
         **plan,
+        "confirmations": plan.get("confirmations") or [],
         "typed": plan.get("typed") or "",
         "items": row.items,
         "planned_by": row.planned_by,

@@ -171,7 +171,12 @@ async def compact(space: Workspace, seconds: float) -> Sample:  # noqa: ARG001 -
             undisturbed = await _undisturbed(connection, writers)
             began = time.perf_counter()
             await control.apply(
-                database, row.id, digest=row.digest, reason="benchmark", principal=_ME
+                database,
+                row.id,
+                digest=row.digest,
+                reason="benchmark",
+                principal=_ME,
+                confirmed=True,
             )
             receipt = await _ended(database, row.id, State.DONE)
             took = time.perf_counter() - began

@@ -15,12 +15,13 @@ from typing import Final
 from weakref import WeakKeyDictionary
 
 from journal.store import StoreJournal
+from kernel import clock
 from kernel.database import Connection, Database
-from kernel.errors import Conflict, InvalidArgument, Overloaded, TooLarge
+from kernel.errors import Conflict, DeadlineExceeded, InvalidArgument, Overloaded, TooLarge
 from kernel.principals import Principal
 from operations import audit, machine, policies, store
 from operations.kinds import acts_on_entities, is_task, kind_named
-from operations.kinds.base import Environment
+from operations.kinds.base import EntityKind, Environment, TaskKind
 from operations.model import (
     MAX_ITEMS,
     MAX_PAGE,
@@ -30,7 +31,9 @@ from operations.model import (
     ItemState,
     OperationRow,
     PlanRequest,
+    Policy,
     PolicyRow,
+    Selection,
     State,
 )
 from operations.planner import Draft, context_of
@@ -46,6 +49,8 @@ __all__ = [
 _PLANS_AT_ONCE: Final = 2
 """Each holds a connection and reads through another one: a pool must not run dry of them."""
 _PLAN_WAITS_S: Final = 5.0
+_PLAN_S: Final = 120.0
+"""A plan that takes longer is given up: it holds one of few places, and its caller may be gone."""
 _SIGN_OF_LIFE_S: Final = 3.0
 _MAX_RATE: Final = 1e6
 _CHANGE_S: Final = 10.0
@@ -74,7 +79,7 @@ async def plan(
     Raises:
         InvalidArgument: names the field and the limit. NotFound: the log, a type or the target.
         TooLarge: more than `MAX_ITEMS` items. Conflict: the kind cannot act on this now.
-        Overloaded: too many plans are being made here.
+        Overloaded: too many plans are being made here. DeadlineExceeded: it took too long.
 
     """
     kind = kind_named(request.kind)
@@ -83,21 +88,27 @@ async def plan(
     policy = (await policies.get_policy(database, request.kind)).policy
     operation_id = store.new_operation()
     schema = database.schema
-    async with _one_of_few(database):
-        context = await context_of(database, journal, kind, request, environment)
-        draft = Draft(context, kind, request.target, request.rate)
-        async with database.connection(writing=True) as connection, connection.transaction():
-            await _keep_items(connection, schema, operation_id, draft)
-            body = draft.body
-            body.undoable = body.undoable and kind.undoable
-            body.undo_seconds = policy.undo_s if body.undoable else 0
-            await store.create(
-                connection, schema, operation_id, request, body,
-                _to_type(request) if policy.typed else "", draft.digest, context.log_id,
-                context.head, principal.name, timedelta(seconds=policy.expires_s),
-            )  # fmt: skip
-            row = (await store.lock(connection, schema, operation_id)).row
-            await audit.note(connection, schema, row, "Planned", principal.identity)
+    try:
+        async with _one_of_few(database), asyncio.timeout(_PLAN_S):
+            context = await context_of(database, journal, kind, request, environment)
+            draft = Draft(context, kind, request.target, request.rate)
+            async with database.connection(writing=True) as connection, connection.transaction():
+                await _keep_items(connection, schema, operation_id, draft)
+                body = draft.body
+                body.undoable = body.undoable and kind.undoable
+                body.undo_seconds = policy.undo_s if body.undoable else 0
+                await store.create(
+                    connection, schema, operation_id, request, body,
+                    _to_type(kind, request, policy), draft.digest, context.log_id, context.head,
+                    principal.name, timedelta(seconds=policy.expires_s),
+                    clock.from_us(context.now_us),
+                )  # fmt: skip
+                row = (await store.lock(connection, schema, operation_id)).row
+                await audit.note(connection, schema, row, "Planned", principal.identity)
+    except TimeoutError:
+        raise DeadlineExceeded(
+            f"the plan was not made within {_PLAN_S:g} s: narrow the selection, by type or by where"
+        ) from None
     return row
 
 
@@ -143,12 +154,19 @@ async def _next_batch(
             await asyncio.gather(coming, return_exceptions=True)
 
 
-def _to_type(request: PlanRequest) -> str:
-    """What has to be typed to apply a plan: what it is about."""
+def _to_type(kind: EntityKind | TaskKind, request: PlanRequest, policy: Policy) -> str:
+    """What has to be typed to apply a plan: what it is about; empty: nothing.
+
+    A selection without a condition is often a slip, so where a kind removes things or changes their
+    state, every entity of a log is typed whatever the policy says.
+    """
+    selection = request.selection
+    whole = selection == Selection(selection.log) and acts_on_entities(kind)
+    if not (policy.typed or (whole and getattr(kind, "typed_for_all", False))):
+        return ""
     if request.target:
         return request.target
-    selection = request.selection
-    types = {*selection.types, *(kind for kind, _ in selection.entities)}
+    types = {*selection.types, *(each for each, _ in selection.entities)}
     return min(types) if len(types) == 1 else selection.log
 
 
@@ -265,21 +283,24 @@ async def apply(
     reason: str,
     principal: Principal,
     typed: str = "",
+    confirmed: bool = False,
 ) -> OperationRow:
     """Lets an operation do what its plan says; a worker does it. Again is safe: it acts once.
 
     Where policy wants a second person, the first call leaves it ``awaiting`` and one by another
-    principal queues it; by the same one it changes nothing.
+    principal queues it; by the same one it changes nothing. ``confirmed``: that who applies it
+    has read what the plan says must be confirmed.
 
     Raises:
         InvalidArgument: no reason, or ``typed`` is not what the plan asks for.
-        Conflict: another digest, expired, or a state that has no way there.
+        Conflict: another digest, expired, not confirmed, or a state that has no way there.
         NotFound: there is no such operation.
 
     """
     reason = _reason(reason)
     seen = await get(database, operation_id)
-    counted = acts_on_entities(kind_named(seen.kind))
+    kind = kind_named(seen.kind)
+    counted = acts_on_entities(kind)
     async with _changing(database, operation_id) as (connection, (row, now)):
         policy = await policies.policy_in(connection, database.schema, row.kind)
         machine.check_digest(row, digest)
@@ -290,7 +311,8 @@ async def apply(
             changed = machine.ended(row, State.EXPIRED, now)
             await _write(database, connection, changed, "Expired", audit.ENGINE)
         else:
-            machine.check_typed(row, typed, _to_type(store.request_of(row)) if policy.typed else "")
+            machine.check_typed(row, typed, _to_type(kind, store.request_of(row), policy))
+            machine.check_confirmed(row, confirmed=confirmed)
             type_ = "Applied" if row.state is State.PLANNED else "Seconded"
             changed = machine.applied(
                 row, now, reason, principal, second=policy.second_person,

@@ -47,8 +47,11 @@ class EntityExecution(Execution):
         self._waits = ""
 
     async def drift(self, row: OperationRow, context: Context) -> float:
-        """What the planner finds when it looks again."""
-        return await planner.drift(context, self._kind, row, self._all_items())
+        """What the planner finds when it looks again; of one that has begun, at what is left."""
+        left = None
+        if row.started_at is not None:
+            left = {ItemState.PLANNED, *([ItemState.FAILED] * row.retrying)}
+        return await planner.drift(context, self._kind, row, self._all_items(), left)
 
     async def _all_items(self) -> AsyncIterator[Sequence[Item]]:
         after, clock = 0, asyncio.get_running_loop().time

@@ -20,7 +20,7 @@ from typing import Any, Final
 import structlog
 
 from journal.store import StoreJournal
-from kernel import telemetry
+from kernel import clock, telemetry
 from kernel.database import Connection, Database, transaction
 from kernel.errors import EverstateError, InternalError, LeaseLost, Unavailable
 from kernel.leases import Lease, fence
@@ -75,6 +75,7 @@ class Execution(ABC):
         self._context: Context | None = None
         self._context_at = 0.0
         self._failures = 0
+        self._first = True
 
     def stop(self) -> None:
         """Ends after the step under way."""
@@ -106,7 +107,8 @@ class Execution(ABC):
             return False
         if row.wish and not await self.obeyed(row):
             return False
-        if row.state is State.QUEUED:
+        first, self._first = self._first, False
+        if row.state is State.QUEUED or (first and await self._is_stale(row)):
             await self._start(row)
             return True
         return await self.step(row)
@@ -135,7 +137,7 @@ class Execution(ABC):
         """Begins, when what it would act on is still what was reviewed."""
         drift = 0.0
         policy = (await policies.get_policy(self.database, row.kind)).policy
-        if row.started_at is None:
+        if row.started_at is None or await self._is_stale(row):
             drift = min(await self.drift(row, await self.context(row)), 1.0)
         async with self.changing(row) as (connection, locked):
             if drift > policy.max_drift:
@@ -152,6 +154,13 @@ class Execution(ABC):
                 type_ = "Started" if row.started_at is None else "WentOn"
                 await self.save(connection, now, type_)
         self._said(now)
+
+    async def _is_stale(self, row: OperationRow) -> bool:
+        """Whether it has begun to act and then stood still for longer than a plan is good."""
+        if row.started_at is None or row.state is State.UNDOING or is_task(kind_named(row.kind)):
+            return False
+        policy = (await policies.get_policy(self.database, row.kind)).policy
+        return await store.idle(self.database, row.id) > policy.expires_s
 
     async def finish(
         self, row: OperationRow, state: State, error: Mapping[str, Any] | None = None
@@ -209,7 +218,7 @@ class Execution(ABC):
         if self._context is None or now - self._context_at > seconds:
             self._context = await planner.context_of(
                 self.database, self.around.journal, kind_named(row.kind), store.request_of(row),
-                self.around.environment,
+                self.around.environment, now_us=clock.to_us(row.planned_at),
             )  # fmt: skip
             self._context_at = now
         self._context.operation = row

@@ -14,7 +14,7 @@ from kernel.errors import Conflict, InvalidArgument
 from kernel.principals import Principal
 from operations.model import ACTIVE, OperationRow, State
 
-_UNDOABLE = frozenset({State.DONE, State.FAILED, State.CANCELLED})
+_UNDOABLE = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.REVIEW})
 
 
 def check_digest(row: OperationRow, digest: str) -> None:
@@ -57,6 +57,21 @@ def check_typed(row: OperationRow, typed: str, otherwise: str) -> None:
     asked = str(row.plan.get("typed") or "") or otherwise
     if asked and typed != asked:
         raise InvalidArgument("typed", f"type {asked!r} to apply this plan")
+
+
+def check_confirmed(row: OperationRow, *, confirmed: bool) -> None:
+    """Refuses an apply that does not confirm what the plan says must be.
+
+    Raises:
+        Conflict: it does not; names what.
+
+    """
+    codes = row.plan.get("confirmations") or ()
+    if codes and not confirmed:
+        raise Conflict(
+            f"{row.id} must be confirmed ({', '.join(codes)}): read its warnings, then apply it"
+            " with confirmed (--confirm)"
+        )
 
 
 def applied(

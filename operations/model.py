@@ -187,6 +187,8 @@ class PlanBody:
     samples: list[dict[str, Any]] = field(default_factory=list)
     consumers: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    confirmations: list[str] = field(default_factory=list)
+    """Codes of the warnings that apply has to confirm."""
     undoable: bool = True
     undo_seconds: int = 0
     estimated_seconds: float = 0.0

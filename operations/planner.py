@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import struct
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Final, Protocol, TypeGuard, cast, runtime_checkable
 
@@ -20,16 +20,17 @@ import orjson
 
 from journal.preparation import check_written_log
 from journal.store import StoreJournal
-from kernel import clock
+from kernel import clock, sql
 from kernel.database import Database
 from kernel.errors import TooLarge
 from operations import needs, selection
-from operations.kinds.base import Candidate, Context, EntityKind, Environment, TaskKind
+from operations.kinds.base import Candidate, Context, EntityKind, Environment, Lasts, TaskKind
 from operations.model import (
     MAX_ITEMS,
     SAMPLES,
     Excluded,
     Item,
+    ItemState,
     OperationRow,
     PlanBody,
     Planned,
@@ -46,10 +47,10 @@ _Judged = tuple[Sequence[Candidate], Sequence[Planned | Excluded]]
 
 @runtime_checkable
 class Warns(Protocol):
-    """A kind that has something to say beside its plan's figures."""
+    """A kind whose plans may have to be confirmed."""
 
-    def warnings(self, entity_types: frozenset[str], context: Context) -> list[str]:
-        """What has to be confirmed, a sentence each. ``entity_types``: those of the items."""
+    def warnings(self, entity_types: frozenset[str], context: Context) -> Mapping[str, str]:
+        """What has to be confirmed: a code and a sentence each. ``entity_types``: of the items."""
         ...
 
 
@@ -59,8 +60,12 @@ async def context_of(
     kind: EntityKind | TaskKind,
     request: PlanRequest,
     environment: Environment,
+    *,
+    now_us: int | None = None,
 ) -> Context:
     """What ``kind`` works with, now: the log, its head, settings of types, and who needs events.
+
+    ``now_us``: when the plan was made (None: it is made now), by the database's clock.
 
     Raises:
         InvalidArgument: a parameter, or the selection, is not valid, or the log is that of the
@@ -73,10 +78,15 @@ async def context_of(
     log_id = (await journal.open_log(request.selection.log, _SECONDS)).log_id
     settings = await selection.load_settings(database)
     _, head = await journal.reader.bounds(log_id, _SECONDS)
+    if now_us is None:
+        row = await database.fetchrow(
+            sql.load("operations", "now", database.schema), timeout=_SECONDS
+        )
+        now_us = clock.to_us(row[0])
     return Context(
         database, journal, request.selection.log, log_id, head, request.selection, parameters,
         settings, await needs.current(database, log_id), environment,
-        given=dict(request.parameters),
+        given=dict(request.parameters), now_us=now_us,
     )  # fmt: skip
 
 
@@ -155,7 +165,7 @@ class Draft:
         excluded: Counter[str] = Counter()
         blamed: Counter[str] = Counter()
         types: set[str] = set()
-        async with aclosing(_judged(context, kind, clock.now_us())) as pages:
+        async with aclosing(_judged(context, kind)) as pages:
             async for page, verdicts in pages:
                 items: list[Item] = []
                 for each, verdict in zip(page, verdicts, strict=True):
@@ -177,7 +187,9 @@ class Draft:
         body.excluded = dict(excluded.most_common())
         body.consumers = _consumers(context, blamed)
         if isinstance(kind, Warns):
-            body.warnings += kind.warnings(frozenset(types), context)
+            found = kind.warnings(frozenset(types), context)
+            body.confirmations += found
+            body.warnings += found.values()
 
     async def _of_task(self, kind: TaskKind) -> AsyncGenerator[list[Item], None]:
         body = self.body
@@ -220,50 +232,58 @@ async def drift(
     kind: EntityKind | TaskKind,
     operation: OperationRow,
     items: AsyncIterator[Sequence[Item]],
+    left: Collection[ItemState] | None = None,
 ) -> float:
     """How far what an operation would act on has changed since its plan: a share, 0 is nothing.
 
     (Planned items that no longer qualify or have another target + new ones) / items. ``items``:
-    the planned ones in order. Both are read a page at a time; ages count from the plan.
+    the planned ones in order. Both are read a page at a time; ages count from the plan. ``left``:
+    the operation has begun, and only its items in these states matter; new ones do not.
     """
     if is_task(kind):
         return await kind.check(operation, context)
     kind = cast("EntityKind", kind)
-    changed = 0
-    async with aclosing(_qualified(context, kind, clock.to_us(operation.planned_at))) as fresh:
+    changed = seen = 0
+    new = left is None
+    async with aclosing(_qualified(context, kind)) as fresh:
         now = await anext(fresh, None)
         async for batch in items:
             for item in batch:
                 key = item.entity_type_id or 0, item.entity_id
                 while now is not None and now[0] < key:  # it was not in the plan
-                    changed += 1
+                    changed += new
                     now = await anext(fresh, None)
-                if now is None or now[0] != key:
-                    changed += 1
-                    continue
-                changed += now[1] != item.target
-                now = await anext(fresh, None)
-        while now is not None:
+                same = now[1] if now is not None and now[0] == key else None
+                if left is None or item.state in left:
+                    seen += 1
+                    changed += same is None or not _lasts(kind, item, same)
+                if same is not None:
+                    now = await anext(fresh, None)
+        while new and now is not None:
             changed += 1
             now = await anext(fresh, None)
-    return changed / max(operation.items, 1)
+    return changed / max(seen, 1)
+
+
+def _lasts(kind: EntityKind, item: Item, now: Planned) -> bool:
+    return kind.lasts(item, now) if isinstance(kind, Lasts) else now.target == item.target
 
 
 async def _qualified(
-    context: Context, kind: EntityKind, now_us: int
-) -> AsyncGenerator[tuple[tuple[int, str], int], None]:
-    """What would be items now: ((entity type id, id), target), in order."""
-    async with aclosing(_judged(context, kind, now_us)) as pages:
+    context: Context, kind: EntityKind
+) -> AsyncGenerator[tuple[tuple[int, str], Planned], None]:
+    """What would be items now: ((entity type id, id), how), in order."""
+    async with aclosing(_judged(context, kind)) as pages:
         async for page, verdicts in pages:
             for each, verdict in zip(page, verdicts, strict=True):
                 if not isinstance(verdict, Excluded):
-                    yield (each.entity_type_id, each.entity_id), verdict.target
+                    yield (each.entity_type_id, each.entity_id), verdict
 
 
-async def _judged(context: Context, kind: EntityKind, now_us: int) -> AsyncGenerator[_Judged, None]:
+async def _judged(context: Context, kind: EntityKind) -> AsyncGenerator[_Judged, None]:
     """Pages of candidates and what the kind says of each; one page is read and judged ahead."""
     resolved = await selection.resolve(
-        context.database, context.journal, context.selection, now_us=now_us,
+        context.database, context.journal, context.selection, now_us=context.now_us,
         snapshots=getattr(kind, "reads_snapshots", True),
     )  # fmt: skip
     async with aclosing(selection.pages(context.database, resolved)) as pages:

@@ -111,6 +111,15 @@ async def _operations(
     return [_operation(row) for row in rows]
 
 
+async def idle(database: Database, operation_id: str, *, timeout: float | None = 10) -> float:
+    """Seconds since an operation that has begun acted last."""
+    row = await database.fetchrow(
+        sql.load("operations", "operation_idle", database.schema), uuid_of(operation_id),
+        timeout=timeout,
+    )  # fmt: skip
+    return float(row[0]) if row is not None and row[0] is not None else 0.0
+
+
 async def lock(connection: Connection, schema: str, operation_id: str) -> Locked:
     """An operation, locked until the transaction ends. Raises `InvalidArgument`, `NotFound`."""
     row = await connection.fetchrow(
@@ -154,13 +163,14 @@ async def create(
     head: int,
     planned_by: str,
     expires: timedelta,
+    planned_at: datetime,
 ) -> None:
     """Keeps a plan; its items are copied beside it in the same transaction."""
     await connection.fetchrow(
         sql.load("operations", "operation_create", schema), uuid_of(operation_id), request.kind,
         log_id, request.target, _json(selection_json(request.selection)),
         _json(dict(request.parameters)), _json({**asdict(body), "typed": typed}), digest, head,
-        body.items, planned_by, expires, request.rate,
+        body.items, planned_by, expires, request.rate, planned_at,
     )  # fmt: skip
 
 

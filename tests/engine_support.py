@@ -253,7 +253,7 @@ class Bench:
 
     async def done(self, row: OperationRow) -> OperationRow:
         """Applies it and lets a runner run it to its end."""
-        await self.apply(row)
+        await self.apply(row, typed=row.plan["typed"])
         async with self.running():
             return await self.ended(row)
 

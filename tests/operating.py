@@ -12,6 +12,7 @@ import orjson
 
 from journal.model import ANY, Append, EntityAppend, NewEvent
 from journal.store import StoreJournal
+from kernel import clock
 from kernel.database import Connection, Database
 from kernel.ids import new_id
 from operations.kinds import kind_named
@@ -187,6 +188,7 @@ async def context_of(
         head=log.head, selection=selection, parameters=kind.parameters(parameters), settings={},
         needs=(), environment=Environment(),
         operation=operation_row(kind.name, log=selection.log, parameters=parameters, **row),
+        now_us=clock.now_us(),
     )  # fmt: skip
 
 

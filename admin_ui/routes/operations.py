@@ -131,7 +131,7 @@ async def apply(request: Request, operation_id: str, body: Applying) -> Response
     """
     row = await control.apply(
         database_of(request), operation_id, digest=body.digest, reason=body.reason,
-        principal=caller(request), typed=body.typed,
+        principal=caller(request), typed=body.typed, confirmed=body.confirmed,
     )  # fmt: skip
     return told(request, row, 202)
 

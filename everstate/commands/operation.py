@@ -26,6 +26,9 @@ Digest = Annotated[
     str, typer.Option("--digest", help="Of the plan that was read; default: the plan as it is now.")
 ]
 Typed = Annotated[str, typer.Option("--typed", help="What the plan asks to be typed.")]
+Confirm = Annotated[
+    bool, typer.Option("--confirm", help="The warnings that must be confirmed were read.")
+]
 OfLog = Annotated[str, typer.Option("--log", help="Log; default: default.")]
 Entities = Annotated[
     list[str] | None, typer.Option("--entity", help="TYPE/ID; may be given again.")
@@ -147,14 +150,14 @@ def plan(
         "rate": rate,
     }
     with control(url, wait) as admin:
-        row = admin.post(ALL, body)
+        row = admin.post(ALL, body, timeout=150)
     _say_plan(row, as_json)
 
 
 def replan(id_: Id, as_json: Json = False, url: AdminUrl = None, wait: Wait = 0.0) -> None:
     """Plan the same anew: another operation, with another id."""
     with control(url, wait) as admin:
-        row = admin.post(path(id_, "replan"))
+        row = admin.post(path(id_, "replan"), timeout=150)
     _say_plan(row, as_json)
 
 
@@ -170,6 +173,7 @@ def apply(
     reason: Reason,
     digest: Digest = "",
     typed: Typed = "",
+    confirm: Confirm = False,
     wait_for_end: WaitForEnd = False,
     timeout: Timeout = None,
     as_json: Json = False,
@@ -180,17 +184,24 @@ def apply(
     With the digest of the plan that you have read, exactly that plan is applied or none.
     """
     with control(url) as admin:
-        row = applied(admin, id_, reason, digest, typed)
+        row = applied(admin, id_, reason, digest, typed, confirmed=confirm)
         finish(admin, row, wait_for_end, timeout, as_json)
 
 
 def applied(
-    admin: Control, operation_id: str, reason: str, digest: str = "", typed: str = ""
+    admin: Control,
+    operation_id: str,
+    reason: str,
+    digest: str = "",
+    typed: str = "",
+    *,
+    confirmed: bool = False,
 ) -> dict[str, Any]:
     """The operation after it was applied."""
     digest = digest or admin.get(path(operation_id))["digest"]
     row: dict[str, Any] = admin.post(
-        path(operation_id, "apply"), {"digest": digest, "reason": reason, "typed": typed}
+        path(operation_id, "apply"),
+        {"digest": digest, "reason": reason, "typed": typed, "confirmed": confirmed},
     )
     return row
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from everstate.control import Control
 
 _ENDED = frozenset({"expired", "review", "done", "failed", "cancelled", "undone"})
-_CAN_BE_UNDONE = frozenset({"done", "failed", "cancelled", "undone"})
+_CAN_BE_UNDONE = frozenset({"done", "failed", "cancelled", "review", "undone"})
 _UNITS = ((86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
 _NOTES = {
     "planned": "not applied: nothing has been changed",
@@ -39,10 +39,11 @@ def plan(row: dict[str, Any]) -> None:
         return
     say(f"  expires     {row['expires_at'][:19]}Z")
     typed = f" --typed {shlex.quote(row['typed'])}" if row.get("typed") else ""
+    confirm = " --confirm" if row.get("confirmations") else ""
     say("\nTo apply exactly this plan:")
     say(
         f"  everstate operation apply {row['id']} --digest {row['digest']}"
-        f'{printable(typed)} --reason "…" --wait'
+        f'{printable(typed)}{confirm} --reason "…" --wait'
     )
 
 

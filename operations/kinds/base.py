@@ -90,6 +90,8 @@ class Context:
     """The operation that is run, in `apply` and `undo`; None while a plan is made."""
     given: Mapping[str, Any] = field(default_factory=dict)
     """The request's parameters as they came."""
+    now_us: int = 0
+    """When the plan was made, by the database's clock: ages count from here, whoever asks when."""
 
 
 @dataclass(slots=True)
@@ -127,7 +129,11 @@ class Kind(Protocol):
 
 
 class EntityKind(Kind, Protocol):
-    """Acts on the entities of a selection."""
+    """Acts on the entities of a selection.
+
+    One that removes something or changes states says ``typed_for_all = True``: a plan over every
+    entity of a log has to be typed.
+    """
 
     step_items: ClassVar[int]
     """Items a transaction, at most; the engine takes fewer when commits get slow."""
@@ -180,6 +186,17 @@ class Seals(Protocol):
         context: Context,
     ) -> None:
         """The last statement of a step, of `apply` or of `undo`; it waits for no lock but one."""
+        ...
+
+
+@runtime_checkable
+class Lasts(Protocol):
+    """An entity kind that would plan another target for an entity by now, and whose planned one may
+    be as right as it was.
+    """
+
+    def lasts(self, item: Item, now: Planned) -> bool:
+        """Whether the target of a planned item still makes sense. ``now``: what a plan says now."""
         ...
 
 

@@ -39,6 +39,7 @@ class Compact:
     """Moves floors. A step is three statements, however many entities it takes."""
 
     name: ClassVar[str] = "compact"
+    typed_for_all: ClassVar[bool] = True
     title: ClassVar[str] = "Move the floor of entities to where a verified snapshot covers them."
     policy: ClassVar[Policy] = Policy()
     undoable: ClassVar[bool] = True
@@ -68,7 +69,7 @@ class Compact:
             " stays as it is."
         )
 
-    def warnings(self, entity_types: frozenset[str], context: Context) -> list[str]:
+    def warnings(self, entity_types: frozenset[str], context: Context) -> Mapping[str, str]:
         """Which projections would miss what goes, if they were rebuilt after a rewrite."""
         names = sorted(
             {
@@ -79,12 +80,13 @@ class Compact:
             }
         )
         if not names or not entity_types:
-            return []
+            return {}
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         said = f"{', '.join(names[:_NAMED])}{more} would miss these events in a rebuild"
-        return [
-            f"Must be confirmed: {said} once their chunks are rewritten, as no archive has them."
-        ]
+        return {
+            "rebuilds_miss_events": f"Must be confirmed: {said} once their chunks are rewritten, as"
+            " no archive has them."
+        }
 
     async def judge(
         self, page: Sequence[Candidate], context: Context

@@ -117,6 +117,7 @@ class Release:
     """Ends holds on entities."""
 
     name: ClassVar[str] = "release"
+    typed_for_all: ClassVar[bool] = True
     title: ClassVar[str] = "End holds on entities."
     policy: ClassVar[Policy] = Policy()
     undoable: ClassVar[bool] = True

@@ -146,12 +146,16 @@ class Snapshot:
                 sequence=target,
                 covered=row["newest"] or first - 1,
                 oldest_us=None if oldest is None else clock.to_us(oldest),
-                now_us=clock.now_us(),
+                now_us=context.now_us,
             )
             if not reason:
                 return Excluded("current")
         begin = max(candidate.floor, first)
         return Planned(target, position, events=target - begin + 1)
+
+    def lasts(self, item: Item, now: Planned) -> bool:
+        """A snapshot of what was then is right, however many events have come since."""
+        return now.target >= item.target
 
     async def prepare(self, items: Sequence[Item], context: Context) -> dict[int, Ready | str]:
         """By item number: the snapshot, or the code of why there is none."""
@@ -353,6 +357,7 @@ class SnapshotPrune:
     """Removes old snapshots."""
 
     name: ClassVar[str] = "snapshot-prune"
+    typed_for_all: ClassVar[bool] = True
     title: ClassVar[str] = "Remove all but the newest snapshots of entities."
     policy: ClassVar[Policy] = Policy()
     undoable: ClassVar[bool] = True

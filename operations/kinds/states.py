@@ -167,6 +167,7 @@ class SoftDelete(_States):
     """Ends entities until they are undeleted."""
 
     name: ClassVar[str] = "soft-delete"
+    typed_for_all: ClassVar[bool] = True
     title: ClassVar[str] = "Delete entities softly: they take no events until they are undeleted."
     policy: ClassVar[Policy] = Policy()
     undoable: ClassVar[bool] = True
@@ -187,6 +188,7 @@ class Undelete(_States):
     """Takes soft-delete back."""
 
     name: ClassVar[str] = "undelete"
+    typed_for_all: ClassVar[bool] = True
     title: ClassVar[str] = "Undelete entities: they take events again."
     policy: ClassVar[Policy] = Policy()
     undoable: ClassVar[bool] = True
@@ -204,6 +206,7 @@ class Tombstone(_States):
     """Ends entities for ever."""
 
     name: ClassVar[str] = "tombstone"
+    typed_for_all: ClassVar[bool] = True
     title: ClassVar[str] = "Tombstone entities: they take no events ever again."
     policy: ClassVar[Policy] = Policy(undo_s=0, typed=True)
     undoable: ClassVar[bool] = False

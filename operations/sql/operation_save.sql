@@ -8,6 +8,8 @@ UPDATE everstate.operations SET state = $2, wish = $3, applied_by = $4, applied_
   seconded_by = $7, seconded_at = $8, started_at = $9, finished_at = $10, undo_until = $11,
   undone_by = $12, undo_reason = $13, cursor = $14, done = $15, skipped = $16, failed = $17,
   undone = $18, events = $19, bytes = $20, waits = $21, note = $22, error = $23, applied_key = $24,
-  retrying = $25, items_gone = $26, version = version + 1, updated_at = clock_timestamp()
+  retrying = $25, items_gone = $26, version = version + 1, updated_at = clock_timestamp(),
+  acted_at = CASE WHEN (done, skipped, failed) IS DISTINCT FROM ($15, $16, $17) THEN clock_timestamp()
+    ELSE acted_at END
 WHERE operation_id = $1
 RETURNING version

@@ -106,10 +106,17 @@ def carried_out(dev: Dev, kind: str) -> dict[str, Any]:
         "operation", "plan", kind, "--type", "file", "--at", THEN, "--json"
     ).ok().json()  # fmt: skip
     assert (plan["state"], plan["items"]) == ("planned", OLD_FILES), plan
-    done: dict[str, Any] = dev.cli(
+    apply = (
         "operation", "apply", plan["id"], "--digest", plan["digest"], "--reason", "older than 2023",
         "--wait", "--timeout", "100", "--json",
-    ).ok().json()  # fmt: skip
+    )  # fmt: skip
+    if kind == "compact":
+        assert plan["confirmations"] == ["rebuilds_miss_events"]
+        unread = dev.cli(*apply)
+        assert (unread.code, unread.error()["code"]) == (4, "CONFLICT")
+        assert "rebuilds_miss_events" in unread.error()["message"]
+        apply += ("--confirm",)
+    done: dict[str, Any] = dev.cli(*apply).ok().json()
     assert (done["state"], done["progress"]["done"]) == ("done", OLD_FILES), done
     return done
 

@@ -342,7 +342,8 @@ def test_the_http_api_keeps_its_paths() -> None:
 def test_plans_and_operations_have_these_keys_and_states() -> None:
     assert set(operation_shapes.Operation.model_fields) >= {
         "id", "digest", "kind", "state", "entities", "items", "events", "bytes", "excluded",
-        "samples", "consumers", "warnings", "undoable", "undo_seconds", "undo_until",
+        "samples", "consumers", "warnings", "confirmations", "undoable", "undo_seconds",
+        "undo_until",
         "estimated_seconds", "sentence", "expires_at", "reason", "applied_by", "seconded_by",
         "progress", "selection", "parameters", "target", "log", "error", "waits",
     }  # fmt: skip
@@ -351,16 +352,18 @@ def test_plans_and_operations_have_these_keys_and_states() -> None:
     }  # fmt: skip
     chosen = {f.alias or name for name, f in operation_shapes.Chosen.model_fields.items()}
     assert chosen >= {"entities", "types", "from", "to", "where"}
-    assert set(operation_shapes.Applying.model_fields) >= {"digest", "reason", "typed"}
+    assert set(operation_shapes.Applying.model_fields) >= {"digest", "reason", "typed", "confirmed"}
     assert set(get_args(operation_shapes.Wire)) == {state.value for state in State}
     words = {state.name.lower() for state in ItemState}
     assert set(get_args(operation_shapes.ItemWord)) == words
 
 
 def test_a_waited_for_operation_ends_with_these_exit_codes() -> None:
-    row = {"id": "op-1", "error": None}
+    row: dict[str, Any] = {"id": "op-1", "error": None, "progress": {"done": 3, "undone": 1}}
     for state in ("done", "undone"):
         operation_words.judge(row | {"state": state})
+    with pytest.raises(errors.Conflict, match="none of 3 could be undone"):
+        operation_words.judge(row | {"state": "undone", "progress": {"done": 3, "undone": 0}})
     for state in ("failed", "review", "cancelled", "expired"):
         with pytest.raises(errors.Conflict) as refused:
             operation_words.judge(row | {"state": state})

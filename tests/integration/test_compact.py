@@ -23,7 +23,7 @@ from journal.model import (
 from journal.store import StoreJournal, StoreSettings
 from kernel import clock
 from kernel.database import Database, DatabaseSettings
-from kernel.errors import Compacted, InvalidArgument
+from kernel.errors import Compacted, Conflict, InvalidArgument
 from kernel.ids import new_id
 from operations import control
 from operations.kinds import kind_named
@@ -321,6 +321,10 @@ async def test_what_a_paused_projection_or_a_group_behind_needs_stays(shop: Shop
     assert plan.plan["excluded"] == {"needed": 1}
     assert plan.plan["consumers"] == [{"name": "projection files v1", "position": 4, "entities": 1}]
     (warning,) = plan.plan["warnings"]
+    assert plan.plan["confirmations"] == ["rebuilds_miss_events"]
+    with pytest.raises(Conflict, match=r"must be confirmed \(rebuilds_miss_events\)"):
+        await control.apply(shop.database, plan.id, digest=plan.digest, reason="r", principal=ANN)
+    assert (await control.get(shop.database, plan.id)).state is State.PLANNED
     assert warning.startswith("Must be confirmed: files would miss these events in a rebuild once")
     await shop.run("UPDATE everstate.projection_checkpoints SET position = 6")
     assert (await shop.compact()).plan["excluded"] == {}

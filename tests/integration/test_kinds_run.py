@@ -12,8 +12,11 @@ from kernel.database import Database
 from kernel.errors import Conflict, InvalidArgument
 from operations import control
 from operations.holds import list_holds
+from operations.kinds.base import Environment
 from operations.model import OperationRow, Selection, State
+from snapshots.store import SnapshotStore
 from tests.engine_support import ANN, Bench, bench
+from tests.folding import append, folding_of
 from tests.operating import put, put_many, table
 
 
@@ -112,3 +115,17 @@ async def test_what_was_held_since_the_plan_goes_to_review_or_is_skipped(desk: B
     await undone(desk, receipt)
     receipt = await desk.done(plan)
     assert (receipt.state, receipt.done) == (State.REVIEW, 0)
+
+
+async def test_snapshots_of_entities_that_go_on_are_saved_as_they_were_planned(desk: Bench) -> None:
+    """That others write to what was reviewed is no reason to review it again."""
+    for name in "abcd":
+        await append(desk.journal, name, *({"by": n} for n in (1, 2, 3)))
+    desk.environment = Environment(folds=folding_of())
+    plan = await desk.plan("snapshot", selection=Selection(types=("account",)))
+    for name in "abc":
+        await append(desk.journal, name, {"by": 5})
+    row = await desk.done(plan)
+    assert (row.state, row.done, row.error) == (State.DONE, 4, None)
+    found = await SnapshotStore(desk.database, desk.journal).list("default", "account", "a")
+    assert [(each.sequence, each.verified_at_us > 0) for each in found] == [(3, True)]

@@ -267,6 +267,50 @@ async def test_an_undo_that_cannot_be_done_has_failed_and_can_be_asked_for_again
     assert set((await desk.times()).values()) == {(1, 1)}
 
 
+@pytest.mark.parametrize("changed", [0, 2])
+@pytest.mark.parametrize("way", ["retried", "resumed", "taken"])
+async def test_what_stood_still_for_long_is_looked_at_again_before_it_goes_on(
+    desk: Bench, changed: int, way: str
+) -> None:
+    """Of the ten items that are left some no longer qualify; what is done stays undoable."""
+    await desk.entities(50)
+    desk.touch.refused = {f"e{n:03}" for n in range(20, 30)}
+    desk.touch.left_out = {f"e{n:03}" for n in range(30, 50)}  # by and by new ones, as it were
+    row = await desk.done(await desk.plan())
+    assert (row.state, row.done, row.failed) == (State.DONE, 20, 10)
+    if way != "retried":  # as if the last ten had not been come to
+        state = {"resumed": "paused", "taken": "running"}[way]
+        await desk.database.fetch("UPDATE everstate.operation_items SET state = 0 WHERE state = 3")
+        await desk.database.fetch(
+            "UPDATE everstate.operations SET state = $1, cursor = 20, failed = 0", state
+        )
+    await desk.database.fetch(
+        """UPDATE everstate.operations SET acted_at = acted_at - interval '1 hour',
+        started_at = started_at - interval '1 hour'"""
+    )
+    desk.touch.refused = set()
+    desk.touch.left_out = {f"e{n:03}" for n in [0, 1, 2, *range(20, 20 + changed)]}
+    if way == "retried":
+        await control.retry(desk.database, row.id, principal=BEN)
+    elif way == "resumed":
+        await control.resume(desk.database, row.id, principal=BEN)
+    async with desk.running():
+        row = await desk.ended(row)
+    if not changed:
+        assert (row.state, row.done) == (State.DONE, 30)
+        return
+    assert (row.state, row.done) == (State.REVIEW, 20)
+    assert row.error is not None
+    assert row.error["message"].startswith("20.0% of the items have changed")
+    assert row.undo_until is not None
+    with pytest.raises(Conflict):
+        await control.retry(desk.database, row.id, principal=BEN)
+    await control.undo(desk.database, row.id, reason="r", principal=BEN)
+    async with desk.running():
+        row = await desk.ended(row)
+    assert (row.state, row.undone) == (State.UNDONE, 20)
+
+
 async def test_what_may_come_back_is_waited_for(desk: Bench) -> None:
     await desk.entities(5)
     desk.touch.raises = [Unavailable("the disk is away")] * 3

@@ -9,8 +9,16 @@ from datetime import timedelta
 import pytest
 
 from journal.store import StoreJournal, StoreSettings
+from kernel import clock
 from kernel.database import Database, DatabaseSettings
-from kernel.errors import Conflict, InvalidArgument, NotFound, TooLarge, Unavailable
+from kernel.errors import (
+    Conflict,
+    DeadlineExceeded,
+    InvalidArgument,
+    NotFound,
+    TooLarge,
+    Unavailable,
+)
 from operations import control, planner, store
 from operations.kinds.base import Candidate, Context
 from operations.model import Excluded, ItemState, OperationRow, Planned, Policy, Selection, State
@@ -100,6 +108,57 @@ async def test_a_plan_that_finds_little_for_long_is_not_ended_by_the_database(
     with pytest.raises(Unavailable):
         await desk.plan()
     await impatient.close()
+
+
+async def test_a_plan_that_takes_too_long_is_given_up_and_leaves_nothing(
+    desk: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await desk.entities(1)
+
+    async def for_ever(page: Sequence[Candidate], context: Context) -> Sequence[Planned | Excluded]:
+        await asyncio.Event().wait()
+        return []
+
+    monkeypatch.setattr(control, "_PLAN_S", 0.3)
+    with monkeypatch.context() as patch:
+        patch.setattr(desk.touch, "judge", for_ever)
+        for _ in range(3):  # each leaves its place to the next one
+            with pytest.raises(DeadlineExceeded, match=r"within 0\.3 s: narrow the selection"):
+                await desk.plan()
+    assert await control.list_operations(desk.database) == []
+    monkeypatch.setattr(control, "_PLAN_S", 30)
+    assert (await desk.plan()).items == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "typed"),
+    [("soft-delete", True), ("undelete", True), ("release", True),
+     ("compact", True), ("snapshot-prune", True), ("hold", False), ("touch", False)],
+)  # fmt: skip
+async def test_what_takes_every_entity_of_a_log_has_to_be_typed(
+    desk: Bench, kind: str, typed: bool
+) -> None:
+    await desk.entities(1)
+    plan = await desk.plan(kind, selection=Selection())
+    assert plan.plan["typed"] == ("default" if typed else "")
+    if typed:
+        with pytest.raises(InvalidArgument, match="typed: type 'default'"):
+            await desk.apply(plan)
+        assert (await desk.apply(plan, typed="default")).applied_by == "ann"
+    for narrow in (Selection(types=("thing",)), Selection(where="events>0")):
+        assert (await desk.plan(kind, selection=narrow)).plan["typed"] == ""
+
+
+async def test_ages_count_by_the_clock_of_the_database_from_the_plan_on(
+    desk: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that plans, and the one that looks for drift, may have any clock."""
+    await desk.entities(5)
+    monkeypatch.setattr(clock, "now_us", lambda: 4_000_000_000_000_000)
+    plan = await desk.plan(selection=Selection(where="last:>1d"))
+    assert plan.items == 5, "they are younger than a day"
+    assert abs((plan.expires_at - plan.planned_at).total_seconds() - 900) < 30
+    assert (await desk.done(plan)).state is State.DONE
 
 
 async def test_what_is_asked_for_is_checked(desk: Bench) -> None:
