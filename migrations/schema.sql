@@ -1521,7 +1521,8 @@ CREATE TABLE everstate.operations (
   applied_key   text,                          -- identity of who applied it: the second one is another
   retrying      boolean NOT NULL DEFAULT false,  -- failed items are tried once more
   items_gone    boolean NOT NULL DEFAULT false,  -- its items are being deleted: no retry, no undo
-  items_left    boolean NOT NULL DEFAULT true    -- some of them may still be there
+  items_left    boolean NOT NULL DEFAULT true,   -- some of them may still be there
+  acted_at      timestamptz                      -- when its counts changed last
 ) WITH (fillfactor = 50);
 CREATE INDEX operations_active ON everstate.operations (operation_id)
   WHERE state IN ('queued', 'running', 'paused', 'undoing');
