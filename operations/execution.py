@@ -76,6 +76,7 @@ class Execution(ABC):
         self._context_at = 0.0
         self._failures = 0
         self._first = True
+        self._known: OperationRow | None = None
 
     def stop(self) -> None:
         """Ends after the step under way."""
@@ -102,7 +103,7 @@ class Execution(ABC):
 
     async def _once(self) -> bool:
         """Goes on by a step; whether there is more to do."""
-        row = await store.fetch(self.database, self.operation_id)
+        row = self._known = await store.fetch(self.database, self.operation_id, self._known)
         if row.state not in _WORKS:
             return False
         if row.wish and not await self.obeyed(row):
@@ -198,7 +199,7 @@ class Execution(ABC):
             self.database.connection(writing=True) as connection,
             transaction(connection, STEP_SECONDS),
         ):
-            locked = await store.lock(connection, schema, self.operation_id)
+            locked = await store.lock(connection, schema, self.operation_id, row)
             if _identity(locked.row) != _identity(row):
                 raise Changed
             yield connection, locked

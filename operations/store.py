@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -77,13 +77,41 @@ def uuid_of(operation_id: str, field: str = "id") -> UUID:
 
 
 async def fetch(
-    database: Database, operation_id: str, *, timeout: float | None = 10
+    database: Database,
+    operation_id: str,
+    known: OperationRow | None = None,
+    *,
+    timeout: float | None = 10,
 ) -> OperationRow:
-    """One operation. Raises `InvalidArgument`, `NotFound`."""
-    rows = await _operations(database, uuid_of(operation_id), None, None, "", 1, timeout)
+    """One operation. ``known``: the same one of before; then what never changes is taken from it
+    (a selection may be megabytes). Raises `InvalidArgument`, `NotFound`.
+    """
+    rows = await database.fetch(
+        sql.load("operations", "operations", database.schema), uuid_of(operation_id), None, None,
+        1, known is not None, timeout=timeout,
+    )  # fmt: skip
     if not rows:
         raise NotFound(f"there is no operation {operation_id}")
-    return rows[0]
+    return _with(_operation(rows[0]), known)
+
+
+async def seen(
+    database: Database, operation_id: str, *, timeout: float | None = 10
+) -> tuple[int, State]:
+    """Version and state of an operation; the version grows with every change. Raises as `fetch`."""
+    row = await database.fetchrow(
+        sql.load("operations", "operation_seen", database.schema), uuid_of(operation_id),
+        timeout=timeout,
+    )  # fmt: skip
+    if row is None:
+        raise NotFound(f"there is no operation {operation_id}")
+    return row["version"], State(row["state"])
+
+
+def _with(row: OperationRow, known: OperationRow | None) -> OperationRow:
+    if known is None:
+        return row
+    return replace(row, selection=known.selection, parameters=known.parameters, plan=known.plan)
 
 
 async def page(
@@ -97,17 +125,17 @@ async def page(
 ) -> list[OperationRow]:
     """Operations, newest first."""
     older = uuid_of(before, "before") if before is not None else None
-    return await _operations(database, None, older, list(states) or None, kind, limit, timeout)
-
-
-async def _operations(
-    database: Database, one: UUID | None, before: UUID | None, states: list[State] | None,
-    kind: str, limit: int, timeout: float | None,
-) -> list[OperationRow]:  # fmt: skip
-    rows = await database.fetch(
-        sql.load("operations", "operations", database.schema), one, before, states, kind, limit,
-        timeout=timeout,
-    )  # fmt: skip
+    wanted = list(states) or None
+    if kind:
+        rows = await database.fetch(
+            sql.load("operations", "operations_of_kind", database.schema), kind, older, wanted,
+            limit, timeout=timeout,
+        )  # fmt: skip
+    else:
+        rows = await database.fetch(
+            sql.load("operations", "operations", database.schema), None, older, wanted, limit,
+            False, timeout=timeout,
+        )  # fmt: skip
     return [_operation(row) for row in rows]
 
 
@@ -120,14 +148,18 @@ async def idle(database: Database, operation_id: str, *, timeout: float | None =
     return float(row[0]) if row is not None and row[0] is not None else 0.0
 
 
-async def lock(connection: Connection, schema: str, operation_id: str) -> Locked:
-    """An operation, locked until the transaction ends. Raises `InvalidArgument`, `NotFound`."""
+async def lock(
+    connection: Connection, schema: str, operation_id: str, known: OperationRow | None = None
+) -> Locked:
+    """An operation, locked until the transaction ends; ``known`` as in `fetch`. Raises
+    `InvalidArgument`, `NotFound`.
+    """
     row = await connection.fetchrow(
-        sql.load("operations", "operation_lock", schema), uuid_of(operation_id)
+        sql.load("operations", "operation_lock", schema), uuid_of(operation_id), known is not None
     )
     if row is None:
         raise NotFound(f"there is no operation {operation_id}")
-    return Locked(_operation(row), row["now"])
+    return Locked(_with(_operation(row), known), row["now"])
 
 
 _NAMES: Final = tuple(field.name for field in fields(OperationRow))

@@ -29,6 +29,8 @@ KEPT: Final = timedelta(days=7)
 """How long the items of an operation that cannot be undone are kept after its end."""
 UNAPPLIED: Final = timedelta(hours=1)
 """The same for plans that never acted."""
+PLANS_KEPT: Final = timedelta(days=1)
+"""So long a plan that nobody applied can be looked at after its end; a selection may be large."""
 PIECE: Final = 2_000
 _AT_ONCE: Final = 20
 _PIECES: Final = 50
@@ -65,6 +67,7 @@ class Upkeep:
             "operations_forgotten", self._kept, min(self._kept, UNAPPLIED), _AT_ONCE
         ):
             await self._forget(f"op-{row[0]}")
+        await self._fetch("operations_never_applied", PLANS_KEPT, _AT_ONCE)
         figures = await self._fetch("operations_figures")
         telemetry.operations_state.clear()
         for kind, state, count in figures:

@@ -27,11 +27,13 @@ async def watch(
 
     """
     seen = since_version
+    known: OperationRow | None = None
     while True:
-        row = await store.fetch(database, operation_id)
-        if row.version > seen:
-            seen = row.version
+        version, state = await store.seen(database, operation_id)
+        if version > seen:
+            row = known = await store.fetch(database, operation_id, known)
+            seen, state = row.version, row.state
             yield row
-        if row.state in ENDED:
+        if state in ENDED:
             return
         await asyncio.sleep(POLL_S)

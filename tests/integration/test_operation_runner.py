@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -542,3 +544,51 @@ async def test_upkeep_expires_plans_and_forgets_items_once_undo_is_past(
     with pytest.raises(Conflict, match="its items are no longer kept"):
         await control.retry(desk.database, past.id, principal=ANN)
     assert (await desk.get(kept)).items_gone is False
+
+
+async def test_plans_that_nobody_applied_are_forgotten_in_the_end(desk: Bench) -> None:
+    await desk.entities(3)
+    unread, cancelled, applied, fresh = [await desk.plan() for _ in range(4)]
+    await control.cancel(desk.database, cancelled.id, principal=ANN)
+    receipt = await desk.done(applied)
+    await desk.database.fetch(
+        "UPDATE everstate.operations SET expires_at = clock_timestamp() WHERE operation_id = $1",
+        store.uuid_of(unread.id),
+    )
+    upkeep = Upkeep(desk.database)
+    await upkeep.step()
+    assert (await desk.get(unread)).state is State.EXPIRED
+    for span, there in (("2 hours", True), ("23 hours", False)):
+        await desk.database.fetch(
+            f"UPDATE everstate.operations SET finished_at = finished_at - interval '{span}'"
+        )
+        await upkeep.step()
+        left = {row.id for row in await control.list_operations(desk.database)}
+        assert left == {fresh.id, receipt.id} | ({unread.id, cancelled.id} if there else set())
+    items = await desk.database.fetch("SELECT DISTINCT operation_id FROM everstate.operation_items")
+    assert {f"op-{row[0]}" for row in items} == {fresh.id, receipt.id}
+
+
+async def test_what_never_changes_is_read_once(
+    desk: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A selection may name 10,000 entities: neither a step nor a look reads it again."""
+    await desk.entities(40)
+    plan = await desk.plan(parameters={"a": 1})
+    whole = await store.fetch(desk.database, plan.id)
+    assert await store.fetch(desk.database, plan.id, whole) == whole
+    stripped = replace(whole, selection={}, parameters={"mine": 1}, plan={})
+    assert await store.fetch(desk.database, plan.id, stripped) == stripped
+    await desk.apply(plan)
+    lock, known = store.lock, list[bool]()
+
+    async def locked(*args: Any) -> store.Locked:
+        known.append(len(args) == 4 and args[3] is not None)
+        return await lock(*args)
+
+    monkeypatch.setattr(store, "lock", locked)
+    async with desk.running():
+        row = await desk.ended(plan)
+    assert (row.done, row.selection, row.plan) == (40, whole.selection, whole.plan)
+    assert len(known) >= 5
+    assert all(known)
