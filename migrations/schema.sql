@@ -1528,6 +1528,9 @@ CREATE INDEX operations_active ON everstate.operations (operation_id)
   WHERE state IN ('queued', 'running', 'paused', 'undoing');
 CREATE INDEX operations_unapplied ON everstate.operations (expires_at)
   WHERE state IN ('planned', 'awaiting');
+CREATE INDEX operations_kind ON everstate.operations (kind, operation_id);
+CREATE INDEX operations_never_applied ON everstate.operations (finished_at)
+  WHERE applied_at IS NULL AND NOT items_left AND state IN ('expired', 'cancelled');
 CREATE INDEX operations_items_kept ON everstate.operations (operation_id) WHERE items_left
   AND state IN ('expired', 'review', 'done', 'failed', 'cancelled', 'undone');
 
