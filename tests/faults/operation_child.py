@@ -1,9 +1,9 @@
 """A worker that kills itself: run by tests/faults/test_operations.py.
 
 It reads lines ``MODE NUMBER URL OPERATION``, and for each forks a process that runs operations
-(``run``; ``kinds``: those there are) or publishes audit events (``publish``) and sends itself
-SIGKILL at the checkpoint of that number. What it says for each is the checkpoint's name, or ``end``
-when there were not so many.
+(``run``; ``kinds``, ``snapshots``: those there are) or publishes audit events (``publish``) and
+sends itself SIGKILL at the checkpoint of that number. What it says for each is the checkpoint's
+name, or ``end`` when there were not so many.
 The checkpoints are put around the engine's own functions here; production code knows none of it.
 """
 
@@ -25,9 +25,11 @@ from journal.store import StoreJournal, StoreSettings
 from kernel.database import Connection, Database, DatabaseSettings, transaction
 from operations import execution, store
 from operations.kinds import KINDS, groups
+from operations.kinds.base import Environment
 from operations.model import ENDED
 from operations.publish import Publisher
 from tests.engine_support import Bench, Touch, registered
+from tests.folding import folding_of
 
 TERM = 0.6
 """Seconds of a lease, so that the one who goes on does not wait long."""
@@ -92,16 +94,19 @@ async def work(mode: str, number: int, url: str, operation_id: str) -> None:
     database = await Database.open(DatabaseSettings(url))
     journal = StoreJournal(database, StoreSettings(node="child"))
     await journal.start()
-    if mode in ("run", "kinds"):
+    if mode in ("run", "kinds", "snapshots"):
         points.in_transactions()
         if mode == "kinds":
             points.in_tasks()
-        points.around(execution.Execution, "rest")
+        if mode == "snapshots":
+            points.around(type(KINDS["snapshot"]), "prepare")
+        else:
+            points.around(execution.Execution, "rest")
         if mode == "run":
             points.around(Touch, "prepare")
             points.around(Touch, "apply")
             points.around(Touch, "undo")
-        bench = Bench(database, journal)
+        bench = Bench(database, journal, environment=Environment(folding_of()))
         bench.touch.step_items = 5  # type: ignore[misc]
         with registered(bench.touch):
             runner = bench.runner(term=TERM)

@@ -11,20 +11,28 @@ import pytest
 
 from journal.groups.model import GroupSettings
 from journal.groups.store import GroupStore
+from journal.model import NewSnapshot
 from journal.store import StoreJournal
 from kernel.database import Database
 from operations import control
+from operations.kinds.base import Environment
 from operations.model import OperationRow, Selection, State
+from snapshots.folds import canonical
+from snapshots.store import SnapshotStore
 from tests.engine_support import ANN, Bench, bench
 from tests.faults.test_operations import MOST, Killer
+from tests.folding import append, fold_of, folding_of
 from tests.operating import put_many
 
-ITEMS = 7
-CARTS = Selection(types=("cart",))
+ITEMS, FOLDED = 7, 4
+SNAPSHOTS = ("snapshot", "snapshot-prune")
+CARTS, ACCOUNTS = Selection(types=("cart",)), Selection(types=("account",))
 WHAT = {
     "states": "SELECT entity_id, state FROM everstate.entities ORDER BY 1",
     "holds": "SELECT entity_id, label, reason, principal FROM everstate.holds ORDER BY 1, 2",
     "marks": "SELECT entity_key, held FROM everstate.entity_marks WHERE held ORDER BY 1",
+    "snapshots": "SELECT entity_key, seq, type, position, source, verified_at IS NULL, payload"
+    " FROM everstate.snapshots WHERE removed_at IS NULL ORDER BY 1, 2",
     "list": "SELECT position, state, reason, tries FROM everstate.parked_events ORDER BY 1",
     "places": "SELECT partition, watermark, pending, parked FROM everstate.group_partitions"
     " ORDER BY 1",
@@ -40,8 +48,11 @@ def killer(database_url: str) -> Any:
 
 @pytest.fixture
 async def desk(database: Database, store: StoreJournal) -> AsyncIterator[Bench]:
-    """Seven carts, each of whose events is parked in the group `mail`."""
+    """Seven carts, each of whose events is parked in the group `mail`, and four accounts of four
+    events, which have a fold, and snapshots of what it makes of the first ones.
+    """
     async with bench(database, store) as made:
+        made.environment = Environment(folding_of())
         await put_many(store, ITEMS)
         opened = await store.open_log("default")
         groups = GroupStore(database)
@@ -57,6 +68,14 @@ async def desk(database: Database, store: StoreJournal) -> AsyncIterator[Bench]:
             "UPDATE everstate.group_partitions p SET parked = (SELECT count(*)"
             " FROM everstate.parked_events e WHERE e.partition = p.partition)"
         )
+        for n in range(FOLDED):
+            await append(store, f"a{n}", *({"by": n + each} for each in range(4)))
+            for sequence in (1, 2, 3):
+                state = fold_of(n + each for each in range(sequence))
+                await SnapshotStore(database, store).save(
+                    "default", "account", f"a{n}", sequence,
+                    NewSnapshot("account.v1", canonical(state), "application/json"),
+                )  # fmt: skip
         yield made
 
 
@@ -69,9 +88,10 @@ async def tables(desk: Bench) -> dict[str, list[tuple[Any, ...]]]:
 
 async def applied(desk: Bench, kind: str, given: dict[str, Any]) -> OperationRow:
     task = kind in ("seek", "replay-parked", "discard-parked")
+    entities = ACCOUNTS if kind in SNAPSHOTS else CARTS
     plan = await desk.plan(
         kind, target="mail" if task else "", parameters=given,
-        selection=Selection() if task else CARTS,
+        selection=Selection() if task else entities,
     )  # fmt: skip
     return await desk.apply(plan)
 
@@ -89,6 +109,8 @@ async def finished(desk: Bench, row: OperationRow) -> OperationRow:
         ("release", {"all": True}, "hold"),
         ("soft-delete", {}, ""),
         ("undelete", {}, "soft-delete"),
+        ("snapshot", {}, ""),
+        ("snapshot-prune", {}, ""),
         ("seek", {"position": 3}, ""),
         ("discard-parked", {}, ""),
     ],
@@ -105,16 +127,17 @@ async def test_a_worker_killed_at_any_checkpoint_of_a_kind_or_its_undo_changes_n
     await control.undo(desk.database, row.id, reason="back", principal=ANN)
     assert (await finished(desk, row)).undone == row.done
     assert await tables(desk) == start
+    mode = "snapshots" if kind in SNAPSHOTS else "kinds"
     met: set[str] = set()
     ends: set[str] = set()
     for number in range(1, MOST):
         row = await applied(desk, kind, given)
-        ends = {await killer.kill_at("kinds", number, row)}
+        ends = {await killer.kill_at(mode, number, row)}
         row = await finished(desk, row)
         assert (row.state, row.done, row.skipped) == (State.DONE, row.items, 0), (number, ends)
         assert await tables(desk) == expected, (number, ends)
         await control.undo(desk.database, row.id, reason="back", principal=ANN)
-        ends.add(await killer.kill_at("kinds", number, row))
+        ends.add(await killer.kill_at(mode, number, row))
         back = await finished(desk, row)
         assert (back.state, back.undone) == (State.UNDONE, row.done), (number, ends)
         assert await tables(desk) == start, (number, ends)
@@ -123,5 +146,7 @@ async def test_a_worker_killed_at_any_checkpoint_of_a_kind_or_its_undo_changes_n
         met |= ends
     assert ends == {"end"}
     assert {"before commit", "after commit"} <= met
+    if kind == "snapshot":
+        assert {"before prepare", "after prepare"} <= met
     if kind in ("seek", "discard-parked"):
         assert {"before its commit", "after its commit"} <= met

@@ -12,6 +12,7 @@ from journal.model import NewSnapshot
 from journal.store import StoreJournal
 from kernel.database import Database
 from kernel.errors import InvalidArgument
+from kernel.ids import new_id
 from operations.kinds import kind_named
 from snapshots.folding import Folding
 from snapshots.folds import canonical
@@ -240,6 +241,52 @@ async def test_undo_takes_the_snapshots_away_unless_a_floor_rests_on_them(
     row = (await stored(store.database))[2]
     assert row["removed_at"] is not None
     assert row["removed_by"] is None, "nothing brings it back: it is no operation's to keep"
+
+
+async def test_undo_takes_nothing_away_from_what_is_held(store: StoreJournal) -> None:
+    for name in ("held", "proven", "free"):
+        await append(store, name, *by([1, 2]))
+    await put(store.database, 2, fold_of([1, 2]), name="proven")
+    operation = await plan(store)
+    assert set((await operation.apply()).values()) == {DONE}
+    await (await operating.plan(store, "hold", ["held", "proven"])).apply()
+    assert await operation.undo() == {
+        "held": ("NOT_UNDONE", "held"), "proven": ("NOT_UNDONE", "held"), "free": ("UNDONE", ""),
+    }  # fmt: skip
+    for name, there in (("held", [2]), ("proven", [2]), ("free", [])):
+        assert await shown(store.database, name) == there
+    await (await plan(store, "snapshot", ids=["free"])).apply()
+    assert await shown(store.database, "free") == [2], "what was taken back can be taken again"
+
+
+async def test_a_snapshot_is_saved_over_no_removed_one_that_must_stay(store: StoreJournal) -> None:
+    for name in ("pruned", "held", "free"):
+        await taken(store, name, [8, 9])
+        await append(store, name, {"by": 1}, {"by": 2})
+        for n in (11, 12):
+            await put(store.database, n, b"x", "pickled", name)
+    by_whom = new_id()
+    await store.database.fetch(
+        """INSERT INTO everstate.operations (operation_id, kind, state, selection, parameters, plan,
+          digest, head, items, planned_by, expires_at)
+        VALUES ($1, 'snapshot-prune', 'paused', '{}', '{}', '{}', '', 0, 0, 'me', now())""",
+        by_whom,
+    )
+    await store.database.fetch(
+        """UPDATE everstate.snapshots s SET removed_at = now(), payload = 'old',
+          removed_by = CASE WHEN e.entity_id = 'pruned' THEN $1::uuid END
+        FROM everstate.entities e WHERE e.entity_key = s.entity_key AND s.seq = 12""",
+        by_whom,
+    )
+    operation = await plan(store)
+    await (await operating.plan(store, "hold", ["held"])).apply()
+    assert await operation.apply() == {
+        "pruned": ("SKIPPED", "removed"), "held": ("SKIPPED", "held"), "free": DONE,
+    }  # fmt: skip
+    payloads = {
+        name: (await stored(store.database, name))[12]["payload"] for name in ("pruned", "held")
+    }
+    assert payloads == {"pruned": b"old", "held": b"old"}
 
 
 @pytest.mark.parametrize(
