@@ -70,7 +70,8 @@ class SnapshotClient(_Calls):
         Raises:
             EntityNotFound, InvalidArgument, TooLarge: it cannot be saved there.
             AlreadyExists: another one is there, and ``replace`` is not set.
-            Conflict: the events up to there are compacted.
+            Conflict: the events up to there are compacted; another one would go, and a hold is on
+                the entity; an operation removed one there and may bring it back.
 
         """
         reply = await self._call(
@@ -141,7 +142,8 @@ class SnapshotClient(_Calls):
 
         Raises:
             EntityNotFound, NotFound: there is none.
-            Conflict: the floor rests on it, or it is one of the newest two.
+            Conflict: the floor rests on it, it is one of the newest two, or a hold is on the
+                entity.
 
         """
         await self._call(
@@ -213,7 +215,7 @@ class EntityTypes(_Calls):
 
         Raises:
             InvalidArgument: names the setting and the limit.
-            Conflict: it was set since.
+            Conflict: it was set since, or compacted entities rest on snapshots it rules out.
 
         """
         reply = await self._call(

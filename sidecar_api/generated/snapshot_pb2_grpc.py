@@ -84,7 +84,8 @@ class SnapshotServiceServicer(object):
         NOT_FOUND: the entity never had an event. INVALID_ARGUMENT: it has no event of that sequence
         number. ALREADY_EXISTS: another snapshot is there, and `replace` is not set; with it the other
         one gives way, and what was known of it (verified) with it. FAILED_PRECONDITION (CONFLICT): the
-        events up to there are compacted; the snapshot that covers them stays.
+        events up to there are compacted, the snapshot that covers them stays; another snapshot would go,
+        and a hold is on the entity; an operation has removed one there and may bring it back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,7 +110,8 @@ class SnapshotServiceServicer(object):
     def DeleteSnapshot(self, request, context):
         """Deletes a snapshot: from then on nothing shows it and no load uses it. Its bytes are removed at
         least seven days later. NOT_FOUND: there is none at that sequence number (any more).
-        FAILED_PRECONDITION (CONFLICT): it covers compacted events, or is one of the entity's newest two.
+        FAILED_PRECONDITION (CONFLICT): it covers compacted events, is one of the entity's newest two, or a
+        hold is on the entity. The audit has who deleted what; also who replaced one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -144,10 +146,8 @@ class SnapshotServiceServicer(object):
         missing. Loads go by it at once; `snapshot_due` in append replies within five seconds.
 
         INVALID_ARGUMENT names the setting and its limit. FAILED_PRECONDITION (CONFLICT): the type's
-        version is not `expected_version`; somebody else has set it, and nothing was changed.
-
-        A compacted entity whose covering snapshot is not usable by the new settings can be loaded no
-        longer (COMPACTED) until they change again or its compaction is undone.
+        version is not `expected_version`; somebody else has set it, and nothing was changed. Or entities
+        are compacted to snapshots that the new settings rule out, and could be loaded no longer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
