@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
+from functools import partial
 
 import pytest
 
@@ -21,7 +22,7 @@ from kernel.errors import (
 )
 from operations import control, planner, store
 from operations.kinds.base import Candidate, Context
-from operations.model import Excluded, ItemState, OperationRow, Planned, Policy, Selection, State
+from operations.model import Excluded, ItemState, Planned, Policy, Selection, State
 from tests.engine_support import ANN, BEN, Bench, bench
 from tests.support import eventually_async
 
@@ -305,23 +306,25 @@ async def test_of_two_persons_at_once_exactly_one_queues_it(desk: Bench) -> None
         assert types == ["OperationPlanned", "OperationApplied", "OperationSeconded"]
 
 
-async def test_a_second_person_demanded_while_somebody_applies_is_asked_for(
-    desk: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def waits_for_a_row(desk: Bench) -> bool:
+    rows = await desk.database.fetch(
+        "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        " AND datname = current_database()"
+    )
+    return len(rows) > 0
+
+
+async def test_a_second_person_demanded_while_somebody_applies_is_asked_for(desk: Bench) -> None:
     await desk.entities(1)
     plan = await desk.plan()
-    get = control.get
-
-    async def slowly(database: Database, operation_id: str) -> OperationRow:
-        row = await get(database, operation_id)
-        if row.state is State.PLANNED:  # it looks; then the policy changes; then it acts
-            await control.set_policy(
-                database, "touch", Policy(second_person=True), version=None, principal=BEN
-            )
-        return row
-
-    monkeypatch.setattr(control, "get", slowly)
-    assert (await desk.apply(plan)).state is State.AWAITING
+    async with desk.database.connection(writing=True) as holding, holding.transaction():
+        await store.lock(holding, desk.database.schema, plan.id)
+        waiting = asyncio.create_task(desk.apply(plan))
+        await eventually_async(partial(waits_for_a_row, desk), "it waits for the row")
+        await control.set_policy(
+            desk.database, "touch", Policy(second_person=True), version=None, principal=BEN
+        )
+    assert (await waiting).state is State.AWAITING
 
 
 @pytest.mark.parametrize(
@@ -363,8 +366,14 @@ async def test_who_applied_what_needs_two_persons_does_not_undo_it(desk: Bench) 
 
 
 async def test_the_time_of_a_change_is_that_after_its_wait_for_the_row(desk: Bench) -> None:
+    """A plan that expires while somebody waits for its row has expired."""
     await desk.entities(1)
     plan = await desk.plan()
+    async with desk.database.connection(writing=True) as holding, holding.transaction():
+        await store.lock(holding, desk.database.schema, plan.id)
+        await holding.execute(
+            "UPDATE everstate.operations SET expires_at = clock_timestamp() + interval '3 s'"
+        )
     async with desk.database.connection(writing=True) as holding:
         change = holding.transaction()
         await change.start()
@@ -373,13 +382,21 @@ async def test_the_time_of_a_change_is_that_after_its_wait_for_the_row(desk: Ben
 
         async def waits() -> bool:
             rows = await desk.database.fetch(
-                "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-                " AND datname = current_database()"
+                "SELECT clock_timestamp() < o.expires_at FROM pg_stat_activity a,"
+                " everstate.operations o WHERE a.wait_event_type = 'Lock'"
+                " AND a.datname = current_database()"
+            )
+            assert all(row[0] for row in rows), "it waits since before the end of the plan"
+            return len(rows) > 0
+
+        async def expired() -> bool:
+            rows = await desk.database.fetch(
+                "SELECT FROM everstate.operations WHERE expires_at < clock_timestamp()"
             )
             return len(rows) > 0
 
         await eventually_async(waits, "it waits for the row")
-        await holding.execute("UPDATE everstate.operations SET expires_at = clock_timestamp()")
+        await eventually_async(expired, "the plan has expired")
         await change.commit()
     with pytest.raises(Conflict, match="has expired"):
         await waiting
