@@ -5,9 +5,9 @@ long and no slow reader holds more than one small batch in memory.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from journal.dictionary import Dictionary
 from journal.model import Entity, EntityPage, LoadQuery, ReadQuery, Snapshot
@@ -56,6 +56,18 @@ class LoadedRows:
     entity: Entity | None
     snapshot: Snapshot | None
     rows: list[EventRow]
+
+
+class Span(NamedTuple):
+    """Events of an entity: those after a sequence number up to another one, which lie from ``low``
+    to ``high`` in the log.
+    """
+
+    key: int
+    after: int
+    upto: int
+    low: int
+    high: int
 
 
 class Reader:
@@ -243,6 +255,21 @@ class Reader:
             part = LoadedRows(None, None, [])
         if part.entity is not None:
             yield part
+
+    async def several(
+        self, log_id: int, spans: Sequence[Span], most: int, stop_bytes: int, timeout: float | None
+    ) -> list[EventRow]:
+        """Stored events of several entities, in their order; ``most`` of each.
+
+        It stops after so many bytes of payloads and metadata; whatever is missing, floors are not
+        looked at.
+        """
+        columns = [list(column) for column in zip(*spans, strict=True)] if spans else [[]] * 5
+        rows: list[EventRow] = await self._fetch(
+            "load_entities", log_id, *columns, most, stop_bytes, timeout=timeout
+        )
+        await self._names.learn_rows(rows, timeout)
+        return rows
 
     async def _explain_gap(
         self, log_id: int, name: tuple[str, str], after: int, to: int, timeout: float | None

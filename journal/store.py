@@ -45,8 +45,8 @@ from journal.preparation import (
     check_log_name,
 )
 from journal.queries import SMALLEST_CHUNK, check_chunk_size, expected_of
-from journal.reader import LoadedRows, Reader
-from journal.rows import RowBatch, too_many_types
+from journal.reader import LoadedRows, Reader, Span
+from journal.rows import EventRow, RowBatch, too_many_types
 from journal.sequencer import Outcome, Sequencer, SequencerSettings
 from journal.subscriptions import Subscriptions, SubscriptionSettings
 from kernel import clock, sql, telemetry
@@ -339,6 +339,12 @@ class StoreJournal:
         """`load`, with events as rows. ``below_floor``: see `journal.reader.Reader.load`."""
         check_entity("", query.entity_type, query.entity_id, self.settings.limits)
         return self.reader.load(self, log, query, timeout, below_floor=below_floor)
+
+    async def load_several(
+        self, log_id: int, spans: Sequence[Span], most: int, stop_bytes: int
+    ) -> list[EventRow]:
+        """Events of several entities in one statement; see `journal.reader.Reader.several`."""
+        return await self.reader.several(log_id, spans, most, stop_bytes, None)
 
     def read_rows(
         self, log: str, query: ReadQuery, timeout: float | None

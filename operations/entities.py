@@ -15,7 +15,7 @@ from kernel.database import Connection
 from kernel.errors import InternalError, LeaseLost, Unavailable
 from operations import planner, store
 from operations.execution import Changed, Execution, Surroundings, code_of
-from operations.kinds.base import Context, EntityKind, Seals
+from operations.kinds.base import Context, EntityKind, Seals, Shares
 from operations.model import Item, ItemState, OperationRow, Outcome, State
 from operations.store import Locked
 from operations.throttle import Throttle
@@ -81,7 +81,7 @@ class EntityExecution(Execution):
             await self._finish(row)
             return False
         try:
-            seconds, commit = await self._act(row, items, context)
+            acted, seconds, commit = await self._act(row, items, context)
         except (Changed, LeaseLost, Unavailable):
             raise
         except Exception as error:  # noqa: BLE001 - whatever a kind may raise
@@ -91,7 +91,7 @@ class EntityExecution(Execution):
         if self._most is not None:
             self._most = self._most * 2 if self._most < throttle.size else None
         slower = await self.around.pace.appends_slower()
-        rest = throttle.settled(len(items), seconds, commit, writers_slower=slower)
+        rest = throttle.settled(acted, seconds, commit, writers_slower=slower)
         self._waits = rest.reason  # the next step writes it
         if rest.reason:
             self.count_waiting(rest.reason)
@@ -106,10 +106,12 @@ class EntityExecution(Execution):
 
     async def _act(
         self, row: OperationRow, items: Sequence[Item], context: Context
-    ) -> tuple[float, float]:
-        """Does a step; seconds of the transaction and of its commit."""
+    ) -> tuple[int, float, float]:
+        """Does a step; how many items it had, seconds of the transaction and of its commit."""
         undoing = row.state is State.UNDOING
         prepared = None if undoing else await self._kind.prepare(items, context)
+        if not undoing and isinstance(self._kind, Shares):
+            items = items[: self._kind.share(items, prepared)]
         clock = asyncio.get_running_loop().time
         began = clock()
         async with self.changing(row) as (connection, locked):
@@ -128,7 +130,7 @@ class EntityExecution(Execution):
         telemetry.operation_step_seconds.labels(row.kind).observe(ended - began)
         for state, count in Counter(outcome.state for outcome in outcomes).items():
             telemetry.operation_items.labels(row.kind, state.name.lower()).inc(count)
-        return ended - began, ended - written
+        return len(items), ended - began, ended - written
 
     async def _keep(
         self,

@@ -16,7 +16,7 @@ import orjson
 
 from journal.model import Limits, LoadQuery
 from journal.preparation import check_entity
-from journal.reader import LoadedRows, LogRef
+from journal.reader import LoadedRows, LogRef, Span
 from journal.rows import EventRow, Names, split_metadata
 from kernel import clock, sql
 from kernel.database import Database
@@ -59,6 +59,10 @@ class Journal(Protocol):
     def load_rows(
         self, log: str, query: LoadQuery, timeout: float | None
     ) -> AsyncIterator[LoadedRows]: ...
+
+    async def load_several(
+        self, log_id: int, spans: Sequence[Span], most: int, stop_bytes: int
+    ) -> list[EventRow]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +279,7 @@ class Folding:
             to = await target_of(journal, entity, sequence, None)
             async with self.run(definition, entity) as run:
                 await self._fold(journal, run, to, full=True)
-                payload = await self.call(definition, lambda: _proven(run))
+                payload = await self.call(definition, lambda: proven(run))
             return Folded(to, run.position, run.time_us, payload)
 
     async def _fold(self, journal: Journal, run: Run, to: int, *, full: bool) -> None:
@@ -295,9 +299,13 @@ class Folding:
     async def feed(self, journal: Journal, run: Run, rows: Sequence[EventRow]) -> None:
         """Applies a batch in a thread."""
         names = journal.names
-        kinds = (names.event_types[type_id] for type_id in {row[5] for row in rows})
-        await run.decoder.prepare([(kind.name, kind.content_type) for kind in kinds])
+        await self.prepare(run.decoder, names, rows)
         await self.call(run.definition, lambda: run.feed(rows, names))
+
+    async def prepare(self, decoder: Decoder, names: Names, rows: Sequence[EventRow]) -> None:
+        """Makes a decoder know the types of events."""
+        kinds = (names.event_types[type_id] for type_id in {row[5] for row in rows})
+        await decoder.prepare([(kind.name, kind.content_type) for kind in kinds])
 
     async def redumped(self, definition: FoldDefinition, payload: bytes, type: str) -> bytes:  # noqa: A002
         """A snapshot's payload as the fold dumps it when it has loaded it. Raises `FoldFailed`."""
@@ -324,8 +332,14 @@ class Folding:
     @contextlib.asynccontextmanager
     async def run(self, definition: FoldDefinition, entity: Entity) -> AsyncIterator[Run]:
         """A run that has not begun, with a decoder of its own."""
+        async with self.decoding() as decoder:
+            yield Run(definition, entity, decoder)
+
+    @contextlib.asynccontextmanager
+    async def decoding(self) -> AsyncIterator[Decoder]:
+        """A decoder for oneself."""
         decoder = self._decoders.pop() if self._decoders else self.decoder()
-        yield Run(definition, entity, decoder)
+        yield decoder
         self._decoders.append(decoder)  # after a failure a thread may still have it
 
 
@@ -335,7 +349,8 @@ def type_of(error: BaseException) -> str:
     return type(error).__name__ + (f" ({at})" if at else "")
 
 
-def _proven(run: Run) -> bytes:
+def proven(run: Run) -> bytes:
+    """The payload of a snapshot whose loading was tried. Raises `FoldFailed`."""
     payload = run.dump()
     other = Run(run.definition, run.entity, run.decoder)
     other.begin(Stored(run.sequence, run.definition.snapshot_type, payload, 0, 0))

@@ -23,6 +23,7 @@ from operations.kinds.base import (
     EntityKind,
     Environment,
     Seals,
+    Shares,
     TaskKind,
 )
 from operations.model import (
@@ -100,6 +101,8 @@ class Operation:
     async def step(self, connection: Connection, items: Sequence[Item]) -> Sequence[Outcome]:
         """One step, in the connection's transaction."""
         prepared = await self.kind.prepare(items, self.context)
+        if isinstance(self.kind, Shares):
+            items = items[: self.kind.share(items, prepared)]
         outcomes: Sequence[Outcome] = await self.kind.apply(
             connection, items, prepared, self.context
         )
@@ -124,9 +127,11 @@ class Operation:
         """All steps."""
         size = self.steps or self.kind.step_items
         planned = [item for item in self.items if item.state is ItemState.PLANNED]
-        for at in range(0, len(planned), size):
+        while planned:
             async with self._tx() as connection:
-                self._settle(await self.step(connection, planned[at : at + size]))
+                outcomes = await self.step(connection, planned[:size])
+            self._settle(outcomes)
+            planned = planned[len(outcomes) :]
         return self.said()
 
     async def undo(self) -> dict[str, tuple[str, str]]:

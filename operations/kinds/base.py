@@ -173,6 +173,15 @@ class EntityKind(Kind, Protocol):
 
 
 @runtime_checkable
+class Shares(Protocol):
+    """An entity kind whose `prepare` may stop before it has all items: the step is shorter then."""
+
+    def share(self, items: Sequence[Item], prepared: Any) -> int:
+        """How many of the items, from the first on, `apply` is to be called with; at least one."""
+        ...
+
+
+@runtime_checkable
 class Seals(Protocol):
     """An entity kind that has something to do once all else of a step is written: what appends wait
     for is held for the commit only.

@@ -6,7 +6,6 @@ it is saved. Folding runs outside of the transaction that saves.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,17 +28,20 @@ from operations.kinds.base import Candidate, Context
 from operations.kinds.common import entities, flag, number, only, running, uuid_of
 from operations.kinds.states import TOMBSTONED
 from operations.model import Excluded, Item, ItemState, Outcome, PlanBody, Planned, Policy
+from snapshots.batches import Batches, Failure, Wanted
 from snapshots.folding import Folded, Folding, before
 from snapshots.folds import FoldDefinition
 from snapshots.model import KEPT_AT_LEAST, Source, TypeSettings
 from snapshots.policy import Saved, due
 from snapshots.store import SnapshotRow, SnapshotStore
 
-STEP_ITEMS = 25
-"""The states of a step are in memory: at most so many times the largest snapshot (4 MB)."""
-AT_ONCE = 2
-"""So many entities are read and folded at the same time."""
+STEP_ITEMS = 500
+STEP_BYTES = 16_000_000
+"""A step ends with the snapshots that are made when they take so much memory."""
+STEP_SECONDS = 20.0
+"""It ends with those, too, when making them took so long: a wish to pause waits for it."""
 FOLD_SECONDS = 600.0
+"""An entity of many events may take so long."""
 _DEFAULTS = TypeSettings()
 _NOT_SAVED = {
     Saved.OTHER: (ItemState.FAILED, "differs"),
@@ -48,6 +50,14 @@ _NOT_SAVED = {
     Saved.HELD: (ItemState.SKIPPED, "held"),
     Saved.REMOVED: (ItemState.SKIPPED, "removed"),
 }
+
+_CODES: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
+    ((FoldFailed, Undecodable, UnknownType), "fold_failed"),
+    ((EntityNotFound, InvalidArgument), "gone"),
+    ((Compacted,), "compacted"),
+    ((TooLarge,), "too_large"),
+    ((NoFold,), "no_fold"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,14 +168,31 @@ class Snapshot:
         return now.target >= item.target
 
     async def prepare(self, items: Sequence[Item], context: Context) -> dict[int, Ready | str]:
-        """By item number: the snapshot, or the code of why there is none."""
-        room = asyncio.Semaphore(AT_ONCE)
+        """By item number: the snapshot, or the code of why there is none. The first items only,
+        when more would take too much memory or time.
+        """
+        folding = _folding(context)
+        if folding is None:
+            return dict.fromkeys([item.no for item in items], "no_fold")
+        batches = Batches(
+            folding, context.journal, context.log, context.log_id,
+            largest=context.journal.settings.limits.append_bytes, enough_bytes=STEP_BYTES,
+            enough_seconds=STEP_SECONDS, alone_seconds=FOLD_SECONDS,
+        )  # fmt: skip
+        wanted = [
+            Wanted(i.entity_key or 0, i.entity_type_id or 0, i.entity_type, i.entity_id, i.target)
+            for i in items
+        ]
+        made = list(zip(items, await batches.make(wanted), strict=False))
+        there = await _there([i for i, each in made if isinstance(each, Folded)], context)
+        return {
+            item.no: await _ready(item, context, folding, each, there=item.entity_key in there)
+            for item, each in made
+        }
 
-        async def one(item: Item) -> tuple[int, Ready | str]:
-            async with room:
-                return item.no, await _ready(item, context)
-
-        return dict(await asyncio.gather(*map(one, items)))
+    def share(self, items: Sequence[Item], prepared: Any) -> int:
+        """How many of the items were prepared."""
+        return len(prepared)
 
     async def apply(
         self, connection: Connection, items: Sequence[Item], prepared: Any, context: Context
@@ -292,31 +319,25 @@ async def _facts(
     )  # fmt: skip
 
 
-async def _ready(item: Item, context: Context) -> Ready | str:
-    folding, fold = _folding(context), _fold(context, item.entity_type)
-    if folding is None or fold is None:
+async def _there(items: Sequence[Item], context: Context) -> set[int]:
+    """Keys of the entities that have some snapshot already where one is wanted."""
+    rows = await context.database.fetch(
+        sql.load("operations", "snapshots_there", context.database.schema), context.log_id,
+        [item.entity_key for item in items], [item.target for item in items],
+    )  # fmt: skip
+    return {row[0] for row in rows}
+
+
+async def _ready(
+    item: Item, context: Context, folding: Folding, made: Folded | Failure, *, there: bool
+) -> Ready | str:
+    if not isinstance(made, Folded):
+        return next(code for kinds, code in _CODES if isinstance(made, kinds))
+    fold = folding.get(item.entity_type)
+    if fold is None:
         return "no_fold"
-    try:
-        made = await folding.snapshot_at(
-            context.journal, context.log, item.entity_type, item.entity_id, item.target,
-            seconds=FOLD_SECONDS,
-        )  # fmt: skip
-        limit = context.journal.settings.limits.append_bytes
-        if len(made.payload) > limit:
-            return "too_large"
-        return await _stored(item, context, folding, fold, made) or Ready(
-            fold.snapshot_type, fold.content_type, made.payload, made.position
-        )
-    except (FoldFailed, Undecodable, UnknownType):
-        return "fold_failed"
-    except (EntityNotFound, InvalidArgument):
-        return "gone"
-    except Compacted:
-        return "compacted"
-    except TooLarge:
-        return "too_large"
-    except NoFold:
-        return "no_fold"
+    stored = await _stored(item, context, folding, fold, made) if there else None
+    return stored or Ready(fold.snapshot_type, fold.content_type, made.payload, made.position)
 
 
 async def _stored(
