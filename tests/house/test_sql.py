@@ -114,6 +114,12 @@ HOT = [
     Hot("group_events", (LOG, [10, CHUNK + 10], 10, CHUNK + 10, 10**6), LEAF_POSITION, 2),
     Hot("load_events", (LOG, 7, 0, 100, 7, CHUNK - 1, 1000, 10**6), LEAF_ENTITY, 1),
     Hot("load_events", (LOG, 7, 0, 100, 7, HEAD, 1000, 10**6), LEAF_ENTITY, CHUNKS),
+    Hot(
+        "load_entities",
+        (LOG, [7, 8], [0, 0], [9, 9], [7, 8], [CHUNK - 1] * 2, 200, 10**6),
+        LEAF_ENTITY,
+        1,
+    ),
     Hot("verify_window", (LOG, *SECOND, 1), LEAF_POSITION, 2),  # one event before it is read too
     Hot("verify_holes", (LOG, *SECOND), LEAF_POSITION, 1),
     Hot("head", (LOG,), "batches_pkey", on="batches"),
