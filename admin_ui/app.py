@@ -32,7 +32,7 @@ from admin_ui.routes import (
     tokens,
     watching,
 )
-from admin_ui.services import AdminSettings, Gate, Queue, Services
+from admin_ui.services import AdminSettings, Gate, Queue, Services, Streams
 from kernel.database import Database
 from kernel.errors import EverstateError, InternalError, InvalidArgument, NotFound
 from kernel.token_store import Tokens
@@ -44,6 +44,9 @@ ROUTES = (
     *(operations, watching, policies),
     *(entities, entity_types, snapshots, folds, holds, read),
 )
+
+_STREAMS_OF_EACH = 8
+"""So many operations one principal watches at once in this process."""
 
 
 def application(services: Services) -> Application:
@@ -77,9 +80,10 @@ def services(
 ) -> Services:
     """The services of a database."""
     waits = Gate(max(1, settings.limits.requests // 2))
+    streams = Streams(max(1, settings.limits.requests // 4), _STREAMS_OF_EACH)
     queue = Queue(settings.reads)
     return Services(
-        database, settings, Tokens(database), waits, queue, environment or Environment()
+        database, settings, Tokens(database), waits, streams, queue, environment or Environment()
     )
 
 

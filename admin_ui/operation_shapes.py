@@ -29,6 +29,8 @@ MAX_ENTITIES: Final = 10_000
 MAX_TYPES: Final = 100
 MAX_WHERE: Final = 4_000
 _LATEST: Final = 2**63 - 1
+_QUOTING: Final = frozenset({"reason_contains"})
+"""Parameters in the words of a group's members: they may quote events."""
 
 Text = Annotated[str, Field(max_length=1_000)]
 Bound = Annotated[int, Field(ge=1, le=_LATEST)] | Annotated[str, Field(max_length=40)]
@@ -230,12 +232,15 @@ class FailureShape(BaseModel):
 def shown(row: OperationRow, principal: Principal) -> dict[str, Any]:
     """An operation as the API shows it; what its plan says stands at the top.
 
-    What an error quotes of events needs the grant ``payload``.
+    What an error, or a parameter, quotes of events needs the grant ``payload``.
     """
     plan = dict(row.plan)
+    parameters = dict(row.parameters)
     error = dict(row.error) if row.error else None
-    if error is not None and PAYLOAD not in principal.grants:
-        error = without_values(error)
+    if PAYLOAD not in principal.grants:
+        error = without_values(error) if error else None
+        for name in _QUOTING & parameters.keys():
+            parameters[name] = None
     return {
         "id": row.id,
         "kind": row.kind,
@@ -244,7 +249,7 @@ def shown(row: OperationRow, principal: Principal) -> dict[str, Any]:
         "log": row.log,
         "target": row.target,
         "selection": _readable(row.selection),
-        "parameters": row.parameters,
+        "parameters": parameters,
         "rate": row.rate,
         "digest": row.digest,
         "head": row.head,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
@@ -15,6 +16,7 @@ from admin_ui.guard import Limits
 from journal.store import StoreJournal, StoreSettings
 from kernel.database import Database
 from kernel.errors import Overloaded
+from kernel.principals import Principal
 from kernel.token_store import Tokens
 from operations.kinds.base import Environment
 
@@ -60,6 +62,38 @@ class Gate:
         self._inside -= 1
 
 
+class Streams:
+    """Lets in so many watchers at once, and of each principal so many."""
+
+    def __init__(self, most: int, each: int) -> None:
+        self._most = most
+        self._each = each
+        self._inside: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def place(self, principal: Principal) -> Iterator[None]:
+        """Inside, the principal has a place.
+
+        Raises:
+            Overloaded: it has as many as it may, or there is none left.
+
+        """
+        who = principal.identity
+        if self._inside[who] >= self._each:
+            raise Overloaded(
+                f"{principal.name!r} watches {self._each} streams already", timedelta(seconds=1)
+            )
+        if self._inside.total() >= self._most:
+            raise Overloaded(f"{self._most} streams are watched already", timedelta(seconds=1))
+        self._inside[who] += 1
+        try:
+            yield
+        finally:
+            self._inside[who] -= 1
+            if not self._inside[who]:
+                del self._inside[who]
+
+
 class Queue:
     """Lets in so many at once; others wait. What is slow leaves connections for what is quick."""
 
@@ -95,6 +129,7 @@ class Services:
     settings: AdminSettings
     tokens: Tokens
     waits: Gate
+    streams: Streams
     reads: Queue
     environment: Environment = field(default_factory=Environment)
 

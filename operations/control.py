@@ -95,7 +95,12 @@ async def plan(
             async with database.connection(writing=True) as connection, connection.transaction():
                 await _keep_items(connection, schema, operation_id, draft)
                 body = draft.body
-                body.undoable = body.undoable and kind.undoable
+                could = body.undoable and kind.undoable
+                body.undoable = could and policy.undo_s > 0
+                if could and not body.undoable:
+                    body.warnings.insert(
+                        0, f"It cannot be undone: the policy of {kind.name} gives no time for that."
+                    )
                 body.undo_seconds = policy.undo_s if body.undoable else 0
                 await store.create(
                     connection, schema, operation_id, request, body,

@@ -109,6 +109,7 @@ class Draft:
         self._kind = kind
         self._target = target
         self._rate = rate
+        self._sampled = False  # by the kind itself
         self._hash = hashlib.sha256(
             orjson.dumps(
                 [kind.name, target, context.selection, context.given],
@@ -143,7 +144,7 @@ class Draft:
         body = self.body
         if body.items + len(batch) > MAX_ITEMS:
             raise TooLarge("items", body.items + len(batch), MAX_ITEMS, "items")
-        if len(body.samples) < SAMPLES:
+        if len(body.samples) < SAMPLES and not self._sampled:
             body.samples += map(_sample, batch[: SAMPLES - len(body.samples)])
         number = body.items
         figures: list[int] = []
@@ -201,7 +202,7 @@ class Draft:
                 body.estimated_seconds, body.sentence = each.estimated_seconds, each.sentence
                 body.undoable = each.undoable
                 if each.samples:
-                    body.samples = each.samples[:SAMPLES]
+                    body.samples, self._sampled = each.samples[:SAMPLES], True
                 continue
             items.append(each)
             if len(items) == BATCH:

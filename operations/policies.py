@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
 
+from kernel import sql
 from kernel.database import Connection, Database
 from kernel.errors import Conflict, InvalidArgument
 from kernel.principals import Principal
@@ -77,10 +80,30 @@ async def set_policy(
         Conflict: it has another version.
 
     """
-    kind_named(kind)
-    check(policy)
+    return await change_policy(database, kind, asdict(policy), version=version, principal=principal)
+
+
+async def change_policy(
+    database: Database,
+    kind: str,
+    given: Mapping[str, Any],
+    *,
+    version: int | None,
+    principal: Principal,
+) -> PolicyRow:
+    """As `set_policy`, for some of its fields: what is not ``given`` stays as it is.
+
+    Raises:
+        InvalidArgument: there is no such kind, or a field is out of its limits.
+        Conflict: it has another version.
+
+    """
+    default = kind_named(kind).policy
     schema = database.schema
     async with database.connection(10, writing=True) as connection, connection.transaction():
+        await connection.execute(sql.load("operations", "policies_lock", schema))
+        before = await store.policy_in(connection, schema, kind) or default
+        policy = check(replace(before, **given))
         if not await store.put_policy(connection, schema, kind, policy, principal.name, version):
             raise Conflict(f"the policy of {kind} has changed: it has no version {version}")
         await audit.record(

@@ -9,7 +9,7 @@ nobody sees and nobody can bring back. What a client takes away is audited.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -472,14 +472,33 @@ class TypeStore:
             TooLarge: there are as many types as there may be.
 
         """
-        policy.check_type_name(name)
         settings.check()
+        return await self.change(
+            name, lambda _: settings, version=version, principal=principal, timeout=timeout
+        )
+
+    async def change(
+        self,
+        name: str,
+        changed: Callable[[TypeSettings], TypeSettings],
+        *,
+        version: int | None,
+        principal: str,
+        timeout: float = _SECONDS,
+    ) -> EntityType:
+        """As `put`: what ``changed`` makes of the settings that hold, while nobody else sets any.
+
+        Raises:
+            InvalidArgument, Conflict, TooLarge: as `put`. And what ``changed`` raises; nothing was
+                changed then.
+
+        """
+        policy.check_type_name(name)
         if version is not None:
             policy.check_sequence("version", version)
         names = self._journal.names
         if await names.ensure_entity_types([name], timeout):
             raise too_many_types("entity", names.max_types + 1, names.max_types)
-        stored = policy.settings_json(settings)
         schema = self._database.schema
         async with (
             self._database.connection(timeout) as connection,
@@ -488,6 +507,7 @@ class TypeStore:
             before = await connection.fetchrow(self._sql("type_lock"), name)
             if version is not None and before["version"] != version:
                 raise policy.changed(name, before["version"], version)
+            stored = policy.settings_json(changed(_type(before).settings).check())
             given = orjson.dumps(stored).decode()
             # A compaction holds the type's row until it is committed, so it is seen here.
             rests = await connection.fetch(self._sql("type_floors"), name, given, policy.COUNTED)

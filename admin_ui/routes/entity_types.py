@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Query, Request, Response
@@ -26,14 +26,16 @@ Next = Annotated[str, Query(alias="next", max_length=255, description="Of the pa
 
 
 class NewSettings(Body):
-    """What is to be set for an entity type; what is not given is as by default."""
+    """What is to be set for an entity type; what is not given stays as it is."""
 
-    needs_full_replay: bool = Field(False, description="Its owner cannot load a snapshot.")
-    snapshot_types: list[str] = Field([], description="Those its owner can load; empty: all.")
-    trust_snapshots: bool = Field(False, description="Its owner's count as verified.")
-    snapshot_every: int = Field(0, description="Due after so many events; 0: never.")
-    snapshot_age_s: int = Field(0, description="Due after so many seconds; 0: never.")
-    keep_snapshots: int = Field(2, description="Pruning leaves so many newest ones.")
+    needs_full_replay: bool | None = Field(None, description="Its owner cannot load a snapshot.")
+    snapshot_types: list[str] | None = Field(
+        None, description="Those its owner can load; empty: all."
+    )
+    trust_snapshots: bool | None = Field(None, description="Its owner's count as verified.")
+    snapshot_every: int | None = Field(None, description="Due after so many events; 0: never.")
+    snapshot_age_s: int | None = Field(None, description="Due after so many seconds; 0: never.")
+    keep_snapshots: int | None = Field(None, description="Pruning leaves so many newest ones.")
 
 
 def register(app: FastAPI) -> None:
@@ -60,12 +62,19 @@ async def get_type(request: Request, name: Name) -> Response:
 
 @needs(Role.ADMIN)
 async def set_type(request: Request, name: Name, body: NewSettings) -> Response:
-    """Sets what holds for an entity type; one that has no events yet is made."""
-    given = body.model_dump()
-    settings = TypeSettings(**given | {"snapshot_types": tuple(given["snapshot_types"])})
+    """Sets what holds for an entity type; what is not given stays as it is. One that has no events
+    yet is made.
+    """
+    given = {name: value for name, value in body.model_dump().items() if value is not None}
+    if "snapshot_types" in given:
+        given["snapshot_types"] = tuple(given["snapshot_types"])
+    replace(TypeSettings(), **given).check()  # before a type is made
     row = await matched(
-        _store(request).put(
-            name, settings, version=seen(request), principal=caller(request).identity
+        _store(request).change(
+            name,
+            lambda before: replace(before, **given),
+            version=seen(request),
+            principal=caller(request).identity,
         )
     )
     return _one(request, row)

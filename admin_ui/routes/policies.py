@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -15,7 +15,7 @@ from admin_ui.routes.projections import Body, answer, database_of
 from admin_ui.shapes import Page
 from kernel.errors import NotFound
 from kernel.principals import Role
-from operations import control
+from operations import control, policies
 from operations.control import PolicyRow
 from operations.kinds import KINDS
 
@@ -23,7 +23,7 @@ ALL = "/api/v1/policies"
 
 
 class NewPolicy(Body):
-    """How operations of a kind are to be guarded; what is not given is as the kind has it."""
+    """How operations of a kind are to be guarded; what is not given stays as it is."""
 
     second_person: bool | None = Field(None, description="Another one has to apply it too.")
     expires_s: int | None = Field(None, description="A plan not applied by then is void.")
@@ -57,17 +57,15 @@ async def get_policy(request: Request, kind: str) -> Response:
 
 @needs(Role.ADMIN)
 async def set_policy(request: Request, kind: str, body: NewPolicy) -> Response:
-    """Sets the policy of a kind. Plans that are there keep the time they were given."""
+    """Sets the policy of a kind; what is not given stays as it is.
+
+    Plans that are there keep the time they were given.
+    """
     version = seen(request)
     given = {name: value for name, value in body.model_dump().items() if value is not None}
-    own = KINDS[_there(kind)].policy
     row = await matched(
-        control.set_policy(
-            database_of(request),
-            kind,
-            replace(own, **given),
-            version=version,
-            principal=caller(request),
+        policies.change_policy(
+            database_of(request), _there(kind), given, version=version, principal=caller(request)
         )
     )
     return _one(request, row)

@@ -29,8 +29,8 @@ def register(app: FastAPI) -> None:
 
 
 async def _found(request: Request, operation_id: str) -> AsyncIterator[OperationRow]:
-    """The operation, before any answer has begun; and a place among those who wait."""
-    with services_of(request).waits:
+    """The operation, before any answer has begun; and a place among those who watch."""
+    with services_of(request).streams.place(caller(request)):
         yield await control.get(database_of(request), operation_id)
 
 

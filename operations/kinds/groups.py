@@ -220,7 +220,8 @@ class _Parked:
                     continue
                 events += 1
                 if len(body.samples) < 10:
-                    shown = ("position", "entity_type", "entity_id", "event_type", "reason")
+                    # Not the reason: a member's own words, and they may quote the event.
+                    shown = ("position", "entity_type", "entity_id", "event_type")
                     body.samples.append(
                         {"group_id": group.group_id, **{name: row[name] for name in shown}}
                     )

@@ -8,7 +8,7 @@ from typing import Any
 from journal.model import NewSnapshot
 from journal.preparation import check_written_log
 from journal.queries import check_page_size
-from kernel.errors import InvalidArgument
+from kernel.errors import InvalidArgument, NotFound, PermissionDenied
 from sidecar_api.generated import snapshot_pb2 as pb
 from sidecar_api.services.calls import Method
 from snapshots.model import KEPT_AT_LEAST, EntityType, SnapshotInfo, TypeSettings
@@ -17,8 +17,6 @@ from snapshots.store import SnapshotStore, TypeStore
 Context = Any  # grpc.aio.ServicerContext; its stubs know nothing of our messages
 
 DEFAULT_TIMEOUT = 30.0
-PRINCIPAL = "grpc"
-"""Who changes things through a node: it knows its callers by the network they come from."""
 
 
 class SnapshotService:
@@ -56,7 +54,7 @@ class SnapshotService:
         info = await self._snapshots.save(
             request.log, request.entity_type, request.entity_id, request.sequence,
             NewSnapshot(given.type, given.payload, given.content_type),
-            replace=request.replace, principal=PRINCIPAL, timeout=_timeout(context),
+            replace=request.replace, principal=_peer(context), timeout=_timeout(context),
         )  # fmt: skip
         return pb.SaveSnapshotResponse(snapshot=_info(info))
 
@@ -87,7 +85,7 @@ class SnapshotService:
         check_written_log(request.log)
         await self._snapshots.delete(
             request.log, request.entity_type, request.entity_id, request.sequence,
-            principal=PRINCIPAL, timeout=_timeout(context),
+            principal=_peer(context), timeout=_timeout(context),
         )  # fmt: skip
         return pb.DeleteSnapshotResponse()
 
@@ -136,12 +134,44 @@ class SnapshotService:
             given.keep_snapshots or KEPT_AT_LEAST,
         )
         expected = request.expected_version if request.HasField("expected_version") else None
+        settings.check()
+        try:  # before a type is made
+            _permitted((await self._types.get(request.entity_type)).settings, settings)
+        except NotFound:
+            _permitted(TypeSettings(), settings)
         return _type(
-            await self._types.put(
-                request.entity_type, settings,
-                version=expected, principal=PRINCIPAL, timeout=_timeout(context),
+            await self._types.change(
+                request.entity_type, lambda before: _permitted(before, settings),
+                version=expected, principal=_peer(context), timeout=_timeout(context),
             )
         )  # fmt: skip
+
+
+def _permitted(before: TypeSettings, after: TypeSettings) -> TypeSettings:
+    """``after``, where whoever reaches the port may change ``before`` to it.
+
+    Raises:
+        PermissionDenied: compaction would trust what nobody has proven.
+
+    """
+    if after.trust_snapshots and not before.trust_snapshots:
+        denied = "trust_snapshots cannot be set"
+    elif before.needs_full_replay and not after.needs_full_replay:
+        denied = "needs_full_replay cannot be taken away"
+    else:
+        return after
+    raise PermissionDenied(
+        f"{denied} over gRPC, where callers have no role: an admin does it by PUT"
+        " /api/v1/entity-types/{name} (`everstate entity-type set`)"
+    )
+
+
+def _peer(context: Context) -> str:
+    """Who calls, for the audit: the network it comes from, and its certificate's name if any."""
+    address = str(context.peer()).rsplit(":", 1)[0]
+    names = context.auth_context().get("x509_common_name") or ()
+    name = b"".join(names).decode(errors="replace")[:64]
+    return f"grpc:{name}@{address}" if name else f"grpc:{address}"
 
 
 def _info(info: SnapshotInfo) -> pb.SnapshotInfo:

@@ -272,6 +272,18 @@ async def test_an_empty_plan_is_done_at_once(desk: Bench) -> None:
         await control.undo(desk.database, receipt.id, reason="r", principal=ANN)
 
 
+async def test_a_plan_promises_no_undo_that_policy_gives_no_time_for(desk: Bench) -> None:
+    await desk.entities(1)
+    plan = await desk.plan()
+    assert (plan.plan["undoable"], plan.plan["undo_seconds"]) == (True, Policy().undo_s)
+    await control.set_policy(desk.database, "touch", Policy(undo_s=0), version=0, principal=ANN)
+    plan = await desk.plan()
+    assert (plan.plan["undoable"], plan.plan["undo_seconds"]) == (False, 0)
+    assert plan.plan["warnings"] == [
+        "It cannot be undone: the policy of touch gives no time for that."
+    ]
+
+
 async def test_a_second_person_is_another_one(desk: Bench) -> None:
     await desk.entities(3)
     await control.set_policy(

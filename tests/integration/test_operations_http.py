@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -21,7 +22,7 @@ from operations.kinds.base import Environment
 from operations.runner import Runner, RunnerSettings
 from snapshots.store import SnapshotStore
 from tests.asgi import Answer, Asgi
-from tests.support import one, running
+from tests.support import eventually_async, one, running
 
 ALL = "/api/v1/operations"
 CARTS = 5
@@ -340,9 +341,39 @@ async def test_a_stream_ends_in_time_and_watchers_leave_room_for_others(http: As
     narrow = await app_of_same(http, watch_seconds=1.0, limits=Limits(requests=4))
     path = f"{ALL}/{row['id']}/watch"
     answers = await asyncio.gather(*(narrow.get(path) for _ in range(3)), narrow.get(ALL))
-    assert sorted(answer.status for answer in answers) == [200, 200, 200, 503]
+    assert sorted(answer.status for answer in answers) == [200, 200, 503, 503]
     assert answers[-1].status == 200
     assert (await narrow.get(path)).status == 200, "places are given back"
+
+
+async def test_who_watches_much_shuts_out_neither_others_nor_those_who_wait(
+    http: Asgi, store: Any
+) -> None:
+    row = await planned(http)
+    path = f"{ALL}/{row['id']}/watch"
+    wide = await app_of_same(http, watch_seconds=3.0)
+    services = wide.app._app.state.services
+    other = wide.with_token(await token_of(store.database, "bob", Role.VIEWER))
+
+    async def inside(wanted: int) -> None:
+        async def there() -> bool:
+            return bool(services.streams._inside.total() == wanted)
+
+        await eventually_async(there, f"{wanted} watch")
+
+    watching = [asyncio.create_task(wide.get(path)) for _ in range(8)]
+    await inside(8)
+    said = (await wide.get(path)).problem(503, "OVERLOADED")
+    assert "'ann' watches 8 streams already" in said["detail"]
+    watching += [asyncio.create_task(other.get(path)) for _ in range(8)]
+    await inside(16)
+    third = wide.with_token(await token_of(store.database, "cid", Role.VIEWER))
+    (await third.get(path)).problem(503, "OVERLOADED")
+    with contextlib.ExitStack() as stack:
+        for _ in range(32):
+            stack.enter_context(services.waits)
+    assert {answer.status for answer in await asyncio.gather(*watching)} == {200}
+    assert services.streams._inside == {}
 
 
 async def app_of_same(http: Asgi, **settings: Any) -> Asgi:
@@ -392,6 +423,42 @@ async def test_a_policy_is_changed_by_who_has_seen_it(http: Asgi, store: Any) ->
     assert (hold["policy"]["expires_s"], hold["family"], hold["undoable"]) == (
         3600, "entities", True,
     )  # fmt: skip
+
+
+async def test_what_a_put_does_not_name_stays_as_it_is(http: Asgi, store: Any) -> None:
+    admin = http.with_token(await token_of(store.database, "root", Role.ADMIN))
+    path = "/api/v1/policies/tombstone"
+    was = await admin.get(path)
+    strict = {"second_person": True, "typed": False, "max_drift": 0.25}
+    first = await admin("PUT", path, json=strict, headers={"If-Match": was.headers["etag"]})
+    now = await admin("PUT", path, json={"expires_s": 3600}, headers={"If-Match": '"1"'})
+    same = ("second_person", "typed", "max_drift", "undo_s")
+    assert [now.ok()[key] for key in same] == [first.ok()[key] for key in same]
+    assert (now.ok()["second_person"], now.ok()["typed"], now.ok()["expires_s"]) == (
+        True, False, 3600,
+    )  # fmt: skip
+    answers = await asyncio.gather(
+        *(
+            admin("PUT", path, json=body, headers={"If-Match": "*"})
+            for body in ({"typed": True}, {"max_drift": 0.5}, {"expires_s": 60}, {"undo_s": 5})
+        )
+    )
+    assert {answer.status for answer in answers} == {200}
+    last = (await admin.get(path)).ok()
+    assert [last[key] for key in (*same, "expires_s")] == [True, True, 0.5, 5, 60]
+
+    path = "/api/v1/entity-types/cart"
+    whole = {"needs_full_replay": True, "snapshot_types": ["Cart"], "keep_snapshots": 9}
+    (await admin("PUT", path, json=whole, headers={"If-Match": '"0"'})).ok()
+    now = await admin("PUT", path, json={"snapshot_every": 5}, headers={"If-Match": '"1"'})
+    assert {key: now.ok()[key] for key in whole} == whole
+    empty = await admin("PUT", path, json={"snapshot_types": []}, headers={"If-Match": '"2"'})
+    assert (empty.ok()["snapshot_types"], empty.ok()["snapshot_every"]) == ([], 5)
+    wrong = await admin(
+        "PUT", "/api/v1/entity-types/new", json={"keep_snapshots": 1}, headers={"If-Match": '"0"'}
+    )
+    wrong.problem(400, "INVALID_ARGUMENT")
+    (await admin.get("/api/v1/entity-types/new")).problem(404, "NOT_FOUND")
 
 
 # -- entity types, snapshots ---------------------------------------------------------------------

@@ -12,8 +12,16 @@ from journal.model import ANY, Append, EntityAppend, LoadQuery, NewEvent, NewSna
 from journal.store import StoreJournal
 from kernel import audit, clock, sql
 from kernel.database import Database, transaction
-from kernel.errors import Compacted, Conflict, CorruptLog, InvalidArgument
+from kernel.errors import (
+    Compacted,
+    Conflict,
+    CorruptLog,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+)
 from kernel.ids import new_id
+from sidecar_api.client import Client
 from snapshots import upkeep
 from snapshots.model import TypeSettings
 from snapshots.store import SnapshotStore, TypeStore
@@ -377,3 +385,26 @@ async def test_an_entity_whose_events_are_gone_is_never_loaded_in_part(
             pass
     parts = store.load("default", LoadQuery("cart", "a", after_sequence=2))
     assert [e.sequence async for part in parts for e in part.events] == [3, 4]
+
+
+async def test_over_grpc_nobody_loosens_what_compaction_trusts(
+    store: StoreJournal, client: Client
+) -> None:
+    types = TypeStore(store.database, store)
+    await types.put("old", TypeSettings(needs_full_replay=True), version=None, principal="ann")
+    for name, settings in (
+        ("new", TypeSettings(trust_snapshots=True)),
+        ("old", TypeSettings(needs_full_replay=True, trust_snapshots=True)),
+        ("old", TypeSettings()),
+    ):
+        for version in (None, 0, 1):
+            with pytest.raises(PermissionDenied, match=r"PUT /api/v1/entity-types"):
+                await client.entity_types.put(name, settings, version=version)
+    assert (await types.get("old")).version == 1
+    with pytest.raises(NotFound):
+        await types.get("new")
+    trusted = TypeSettings(trust_snapshots=True)
+    await types.put("mine", trusted, version=None, principal="ann")
+    kept = TypeSettings(trust_snapshots=True, needs_full_replay=True, snapshot_every=7)
+    done = await client.entity_types.put("mine", kept, version=1)
+    assert (done.settings, done.updated_by) == (kept, "grpc:ipv4:127.0.0.1")
