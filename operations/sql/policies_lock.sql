@@ -1,2 +1,3 @@
--- Nobody else changes a policy until the transaction ends; they can be read. No rows.
+-- Nobody else changes a policy until the transaction ends; policies can be read meanwhile. No rows.
+-- Index: none.
 LOCK TABLE everstate.policies IN SHARE ROW EXCLUSIVE MODE
