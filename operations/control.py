@@ -52,6 +52,7 @@ _PLAN_WAITS_S: Final = 5.0
 _PLAN_S: Final = 120.0
 """A plan that takes longer is given up: it holds one of few places, and its caller may be gone."""
 _SIGN_OF_LIFE_S: Final = 3.0
+_MIN_RATE: Final = 0.01
 _MAX_RATE: Final = 1e6
 _CHANGE_S: Final = 10.0
 _OPPOSITES: Final = {
@@ -83,8 +84,8 @@ async def plan(
 
     """
     kind = kind_named(request.kind)
-    if request.rate is not None and not 0 < request.rate <= _MAX_RATE:
-        raise InvalidArgument("rate", f"{request.rate:g} is not above 0 and at most 1,000,000")
+    if request.rate is not None and not _MIN_RATE <= request.rate <= _MAX_RATE:
+        raise InvalidArgument("rate", f"{request.rate:g} is not from 0.01 to 1,000,000")
     policy = (await policies.get_policy(database, request.kind)).policy
     operation_id = store.new_operation()
     schema = database.schema

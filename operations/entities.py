@@ -6,15 +6,16 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
 from kernel import telemetry
 from kernel.database import Connection
-from kernel.errors import InternalError, LeaseLost, Unavailable
+from kernel.errors import InternalError, LeaseLost, OutcomeUnknown, Unavailable
 from operations import planner, store
-from operations.execution import Changed, Execution, Surroundings, code_of
+from operations.execution import PASSING, Changed, Execution, Surroundings, code_of
+from operations.kinds import PROMPT
 from operations.kinds.base import Context, EntityKind, Seals, Shares
 from operations.model import Item, ItemState, OperationRow, Outcome, State
 from operations.store import Locked
@@ -27,6 +28,12 @@ IN_A_ROW: Final = 100
 _PAGE: Final = 2_000
 _TRIES: Final = 3
 _TRIES_ALONE: Final = 2
+_TRIES_SLOW: Final = 8
+"""An item alone that the database takes too long for, so often, is at fault itself: the rests
+between are half a minute together, and all else the database answered."""
+_SEALED_S: Final = 1
+"""So long a worker that is stopped in the middle of it may hold what appends wait for."""
+_PREPARING_S: Final = 0.5
 _PAUSE_S: Final = 0.2
 _LAG_PAUSE_S: Final = 0.5
 _FORWARDS: Final = frozenset({ItemState.DONE, ItemState.SKIPPED, ItemState.FAILED})
@@ -43,6 +50,8 @@ class EntityExecution(Execution):
         self._most: int | None = None
         """While a step that failed is taken apart: no more items than this."""
         self._step_failures = 0
+        self._slow = 0
+        self._prepared_s = 0.0
         self._failed_in_a_row = 0
         self._waits = ""
 
@@ -71,7 +80,7 @@ class EntityExecution(Execution):
                 self._kind.step_items, row.rate, self.around.limits
             )
         context = await self.context(row)
-        reason = await self.around.pace.lag()
+        reason = "" if row.kind in PROMPT else await self.around.pace.waits()
         if reason:
             await self.say_waiting(row, reason)
             await self.rest(_LAG_PAUSE_S)
@@ -82,12 +91,15 @@ class EntityExecution(Execution):
             return False
         try:
             acted, seconds, commit = await self._act(row, items, context)
-        except (Changed, LeaseLost, Unavailable):
+        except (Changed, LeaseLost):
+            raise
+        except PASSING as error:
+            await self._be_smaller(row, items, error)
             raise
         except Exception as error:  # noqa: BLE001 - whatever a kind may raise
             await self._take_apart(row, items, error)
             return True
-        self._step_failures = 0
+        self._step_failures = self._slow = 0
         if self._most is not None:
             self._most = self._most * 2 if self._most < throttle.size else None
         slower = await self.around.pace.appends_slower()
@@ -95,8 +107,22 @@ class EntityExecution(Execution):
         self._waits = rest.reason  # the next step writes it
         if rest.reason:
             self.count_waiting(rest.reason)
-        await self.rest(rest.seconds)
+        await self.rest(rest.seconds + self._prepared_s * (1 / self.around.limits.duty - 1))
         return True
+
+    async def _be_smaller(self, row: OperationRow, items: Sequence[Item], error: Exception) -> None:
+        """Asks less of a database that is slow or away. It is not the items' fault, unless it is
+        one item, again and again.
+        """
+        self._most = max(len(items) // 2, 1)
+        if self._throttle is not None:
+            self._throttle.failed()
+        alone = len(items) == 1 and not isinstance(error, Unavailable | OutcomeUnknown)
+        self._slow = self._slow + 1 if alone else 0
+        if self._slow >= _TRIES_SLOW:
+            self._slow = 0
+            await self._give_up(row, items[0], code_of(error))
+            raise Changed from error
 
     async def _next(self, row: OperationRow, count: int) -> list[Item]:
         if row.state is State.UNDOING:
@@ -109,10 +135,12 @@ class EntityExecution(Execution):
     ) -> tuple[int, float, float]:
         """Does a step; how many items it had, seconds of the transaction and of its commit."""
         undoing = row.state is State.UNDOING
-        prepared = None if undoing else await self._kind.prepare(items, context)
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        prepared = None if undoing else await self._prepare(items, context)
+        self._prepared_s = clock() - began
         if not undoing and isinstance(self._kind, Shares):
             items = items[: self._kind.share(items, prepared)]
-        clock = asyncio.get_running_loop().time
         began = clock()
         async with self.changing(row) as (connection, locked):
             outcomes = (
@@ -123,6 +151,10 @@ class EntityExecution(Execution):
             _check(items, outcomes, undoing=undoing)
             in_a_row = await self._keep(connection, locked, items, outcomes)
             if isinstance(self._kind, Seals):
+                await self.fence(connection)
+                await connection.execute(
+                    f"SET LOCAL idle_in_transaction_session_timeout = '{_SEALED_S}s'"
+                )
                 await self._kind.seal(connection, items, outcomes, context)
             written = clock()
         ended = clock()
@@ -131,6 +163,23 @@ class EntityExecution(Execution):
         for state, count in Counter(outcome.state for outcome in outcomes).items():
             telemetry.operation_items.labels(row.kind, state.name.lower()).inc(count)
         return len(items), ended - began, ended - written
+
+    async def _prepare(self, items: Sequence[Item], context: Context) -> Any:
+        """What a kind does before the transaction; given up when somebody wishes a stop.
+
+        Raises:
+            Changed: look again.
+
+        """
+        task = asyncio.ensure_future(self._kind.prepare(items, context))
+        try:
+            while not (await asyncio.wait({task}, timeout=_PREPARING_S))[0]:
+                if self._stopping.is_set() or await self.wished():
+                    raise Changed
+            return task.result()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     async def _keep(
         self,
@@ -176,13 +225,16 @@ class EntityExecution(Execution):
             return
         self._step_failures = 0
         self._most = max(len(items) // 2, 1)
-        if len(items) > 1:
-            return
+        if len(items) == 1:
+            await self._give_up(row, items[0], code)
+
+    async def _give_up(self, row: OperationRow, item: Item, code: str) -> None:
+        """Keeps that an item cannot be done."""
         lost = ItemState.NOT_UNDONE if row.state is State.UNDOING else ItemState.FAILED
         in_a_row = 0
         async with self.changing(row) as (connection, locked):
             in_a_row = await self._keep(
-                connection, locked, items, [Outcome(items[0].no, lost, code)], lost=True
+                connection, locked, [item], [Outcome(item.no, lost, code)], lost=True
             )
         self._failed_in_a_row = in_a_row
         telemetry.operation_items.labels(row.kind, lost.name.lower()).inc()

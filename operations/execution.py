@@ -22,7 +22,15 @@ import structlog
 from journal.store import StoreJournal
 from kernel import clock, telemetry
 from kernel.database import Connection, Database, transaction
-from kernel.errors import EverstateError, InternalError, LeaseLost, Unavailable
+from kernel.errors import (
+    DeadlineExceeded,
+    EverstateError,
+    InternalError,
+    LeaseLost,
+    OutcomeUnknown,
+    Overloaded,
+    Unavailable,
+)
 from kernel.leases import Lease, fence
 from operations import audit, machine, planner, policies, store
 from operations.kinds import acts_on_entities, is_task, kind_named
@@ -42,6 +50,11 @@ _CONTEXT_S: Final = 1.0
 """So long a context may be used: it knows who needs what."""
 _WAITS: Final = frozenset({"projection", "commits", "appends"})
 _WORKS: Final = frozenset({State.QUEUED, State.RUNNING, State.UNDOING})
+_SLICE_S: Final = 1.0
+"""So long it rests without looking whether somebody wishes that it stops."""
+PASSING: Final = (Unavailable, DeadlineExceeded, Overloaded, OutcomeUnknown, TimeoutError)
+"""What a database that is away, or slow for a while, raises: it is waited for. The row tells what
+became of a commit that was not answered."""
 
 
 @dataclass(slots=True)
@@ -77,6 +90,7 @@ class Execution(ABC):
         self._failures = 0
         self._first = True
         self._known: OperationRow | None = None
+        self._fenced = False
 
     def stop(self) -> None:
         """Ends after the step under way."""
@@ -95,7 +109,7 @@ class Execution(ABC):
             except LeaseLost as error:
                 log.info("operation left", operation=self.operation_id, reason=error.message)
                 return
-            except Unavailable as error:
+            except PASSING as error:
                 await self._wait_for(error)
             except Exception as error:  # noqa: BLE001 - whatever a kind may raise
                 if not await self._survived(error):
@@ -108,10 +122,11 @@ class Execution(ABC):
             return False
         if row.wish and not await self.obeyed(row):
             return False
-        first, self._first = self._first, False
-        if row.state is State.QUEUED or (first and await self._is_stale(row)):
+        if row.state is State.QUEUED or (self._first and await self._is_stale(row)):
             await self._start(row)
+            self._first = False
             return True
+        self._first = False
         return await self.step(row)
 
     @abstractmethod
@@ -193,8 +208,8 @@ class Execution(ABC):
             Changed: it is not as ``row`` says. LeaseLost: it is another worker's.
 
         """
-        assert self._lease is not None
         schema = self.database.schema
+        self._fenced = False
         async with (
             self.database.connection(writing=True) as connection,
             transaction(connection, STEP_SECONDS),
@@ -203,7 +218,20 @@ class Execution(ABC):
             if _identity(locked.row) != _identity(row):
                 raise Changed
             yield connection, locked
-            await fence(connection, self._lease, schema)
+            if not self._fenced:
+                await self.fence(connection)
+
+    async def fence(self, connection: Connection) -> None:
+        """Holds the lease until the transaction ends. `changing` does so at its end; whoever takes
+        a lock after it that others wait for, does so before.
+
+        Raises:
+            LeaseLost: it is another worker's.
+
+        """
+        assert self._lease is not None
+        await fence(connection, self._lease, self.database.schema)
+        self._fenced = True
 
     async def save(
         self, connection: Connection, row: OperationRow, type_: str = "", **more: Any
@@ -226,10 +254,20 @@ class Execution(ABC):
         return self._context
 
     async def rest(self, seconds: float) -> None:
-        """Waits, but not beyond `stop`."""
-        if seconds > 0:
+        """Waits, but not beyond `stop`, nor much beyond a wish that it pauses or is cancelled."""
+        until = asyncio.get_running_loop().time() + seconds
+        while (left := until - asyncio.get_running_loop().time()) > 0:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), seconds)
+                await asyncio.wait_for(self._stopping.wait(), min(left, _SLICE_S))
+            if self._stopping.is_set() or (left > _SLICE_S and await self.wished()):
+                return
+
+    async def wished(self) -> bool:
+        """Whether somebody wishes that it pauses or is cancelled. What cannot be asked is not."""
+        with contextlib.suppress(*PASSING):
+            row = await store.fetch(self.database, self.operation_id, self._known)
+            return bool(row.wish)
+        return False
 
     async def say_waiting(self, row: OperationRow, reason: str) -> None:
         """Keeps why it does not get on."""
@@ -245,12 +283,13 @@ class Execution(ABC):
 
     # What goes wrong
 
-    async def _wait_for(self, error: Unavailable) -> None:
+    async def _wait_for(self, error: Exception) -> None:
         """Waits ever longer for what may come back: for ever."""
         self._failures += 1
-        log.warning("operation waits", operation=self.operation_id, reason=error.message)
-        with contextlib.suppress(EverstateError):
-            await store.show_waiting(self.database, self.operation_id, error.message)
+        reason = error.message if isinstance(error, EverstateError) else "the database is slow"
+        log.warning("operation waits", operation=self.operation_id, reason=reason)
+        with contextlib.suppress(*PASSING, EverstateError):
+            await store.show_waiting(self.database, self.operation_id, reason)
         await self.rest(self._pause())
 
     async def _survived(self, error: Exception) -> bool:
@@ -270,7 +309,7 @@ class Execution(ABC):
             return True
         except LeaseLost:
             return False
-        except Unavailable as worse:
+        except PASSING as worse:
             await self._wait_for(worse)
             return True
         return False

@@ -103,7 +103,7 @@ def paused(row: OperationRow, *, pausable: bool) -> OperationRow:
         raise Conflict(f"{row.id} is {row.state}; only what is under way can be paused")
     if row.wish == "cancel":
         raise Conflict(f"{row.id} is being cancelled")
-    if not pausable and row.started_at is not None:
+    if not pausable and row.started_at is not None and row.state is not State.UNDOING:
         raise Conflict(f"{row.id}: {row.kind} cannot be paused; cancel it, or let it end")
     if row.state is State.QUEUED:
         return replace(row, state=State.PAUSED, waits="")

@@ -10,14 +10,13 @@ import structlog
 from kernel.database import Database
 from kernel.errors import EverstateError
 from kernel.members import list_members
-from operations.throttle import Lag, Lags, Limits
+from operations.throttle import Lag, Lags, Limits, Writers
 from projections.control import list_projections
 
 log = structlog.get_logger(__name__)
 
 _LAG_S: Final = 1.0
 _NODES_S: Final = 5.0
-_FORGOTTEN_S: Final = 60.0
 _PAGE: Final = 1_000
 COMMIT_P99: Final = "everstate_commit_p99_seconds"
 """The figure that nodes keep among their vitals."""
@@ -30,8 +29,7 @@ class Pace:
         self._database = database
         self._lags = Lags(limits)
         self._waits = ""
-        self._slower = 1.0
-        self._before = 0.0
+        self._writers = Writers()
         self._lag_at = self._nodes_at = float("-inf")
 
     async def lag(self) -> str:
@@ -52,26 +50,30 @@ class Pace:
                 self._waits = ""
         return self._waits
 
+    async def waits(self) -> str:
+        """Why operations have to stand still for a moment; empty: they do not."""
+        reason = await self.lag()
+        if reason:
+            return reason
+        await self.appends_slower()
+        return "appends are slow; it is looked what they are without it" * self._writers.quiet
+
     async def appends_slower(self) -> float:
-        """How many times slower the slowest node's commits are than before operations ran.
+        """How many times slower the slowest node's commits are than without operations.
 
         Nodes keep their figures every ten seconds, so this follows slowly; a step's own commit
         tells at once.
         """
         now = asyncio.get_running_loop().time()
         if now - self._nodes_at >= _NODES_S:
-            fresh = now - self._nodes_at > _FORGOTTEN_S
             self._nodes_at = now
             try:
                 members = await list_members(self._database)
             except EverstateError:
-                return self._slower
+                return self._writers.slower
             slowest = max(
                 (m.figures.get(COMMIT_P99, 0.0) for m in members if m.kind == "node" and m.alive),
                 default=0.0,
             )
-            if fresh:  # what they were before an operation ran
-                self._before = slowest
-            known = self._before > 0 and slowest > 0
-            self._slower = slowest / self._before if known else 1.0
-        return self._slower
+            self._writers.seen(slowest, now)
+        return self._writers.slower

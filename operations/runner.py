@@ -23,22 +23,29 @@ from kernel.ids import new_id
 from kernel.leases import TERM, Lease, Leases
 from operations import store
 from operations.execution import Execution, Surroundings, execution_of
-from operations.kinds.base import Environment
+from operations.kinds import PROMPT, is_task, kind_named
+from operations.kinds.base import Environment, Picky
 from operations.throttle import DEFAULTS, Limits
 
 log = structlog.get_logger(__name__)
 
 LEASE: Final = "operation"
+_PAGE: Final = 100
+_PAGES: Final = 10
+"""Pages of a look; the next one goes on there."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunnerSettings:
-    """``at_once``: operations that run here at the same time; others wait. ``term``: within this a
+    """``at_once``: operations on entities that run here at the same time; others wait. Those that
+    are short (`PROMPT`) have as many places of their own, and ``tasks`` is for those that only
+    watch what other rooms do. ``term``: within this a
     killed worker is replaced. ``look``: how often it looks for work. ``drain``: how long steps may
     finish at a stop. ``limits``: see `operations.throttle`.
     """
 
     at_once: int = 2
+    tasks: int = 32
     term: timedelta = TERM
     look: timedelta = timedelta(milliseconds=500)
     drain: timedelta = timedelta(seconds=10)
@@ -52,6 +59,7 @@ class _Held:
     lease: Lease
     execution: Execution
     task: asyncio.Task[None]
+    place: str
 
 
 class Runner:
@@ -78,6 +86,8 @@ class Runner:
         self._around = Surroundings(database, journal, environment, self.settings.limits)
         self._held: dict[str, _Held] = {}
         self._unknown: set[str] = set()
+        self._left: dict[str, str] = {}
+        self._after = ""
 
     @property
     def held(self) -> list[str]:
@@ -108,32 +118,50 @@ class Runner:
             if held.task.done():
                 del self._held[operation_id]
                 await self._give_back(held)
-        free = self.settings.at_once - len(self._held)
-        if free <= 0:
-            return
-        # More than are free: others may be faster, and some are of kinds that are unknown here.
-        for due in await store.due(self._leases_database, free + 50):
-            if len(self._held) >= self.settings.at_once:
+        left = self._left
+        self._left = {}
+        for _ in range(_PAGES):
+            page = await store.due(self._leases_database, _PAGE, self._after)
+            for due in page:
+                reason = await self._take(due) if due.id not in self._held else ""
+                if not reason:
+                    continue
+                # Another worker may take it: only what is left twice in a row is said to wait.
+                self._left[due.id] = reason
+                if left.get(due.id) == reason:
+                    await store.show_waiting(self._leases_database, due.id, reason)
+            if len(page) < _PAGE:
+                self._after = ""
                 return
-            if due.id not in self._held:
-                await self._take(due)
+            self._after = page[-1].id
 
-    async def _take(self, due: store.Due) -> None:
+    async def _take(self, due: store.Due) -> str:
+        """Takes an operation, when it can; else what it waits for, where that is known."""
         try:
-            execution = execution_of(self._around, due.id, due.kind)
+            kind = kind_named(due.kind)
         except InvalidArgument as error:
             if due.id not in self._unknown:
                 self._unknown.add(due.id)
                 log.warning("operation waits for a worker that knows its kind",
                             operation=due.id, reason=error.message)  # fmt: skip
-            return
+            return "a worker that knows its kind"
+        place = "tasks" if is_task(kind) else "prompt" if due.kind in PROMPT else "entities"
+        places = self.settings.tasks if place == "tasks" else self.settings.at_once
+        if sum(held.place == place for held in self._held.values()) >= places:
+            return "other operations, which run first"
+        if isinstance(kind, Picky):
+            row = await store.fetch(self._leases_database, due.id)
+            if lacking := kind.able(self._around.environment, row):
+                return lacking
         lease = await self._leases.acquire(str(store.uuid_of(due.id)))
         if lease is None:
-            return
+            return ""
+        execution = execution_of(self._around, due.id, due.kind)
         log.info("operation taken", operation=due.id, kind=due.kind, epoch=lease.epoch)
         task = asyncio.create_task(execution.run(lease))
-        self._held[due.id] = _Held(lease, execution, task)
+        self._held[due.id] = _Held(lease, execution, task, place)
         telemetry.operations_running.set(len(self._held))
+        return ""
 
     async def _renewing(self) -> None:
         pause = self.settings.term.total_seconds() / 3

@@ -226,10 +226,11 @@ async def show_waiting(database: Database, operation_id: str, reason: str) -> No
     )  # fmt: skip
 
 
-async def due(database: Database, limit: int) -> list[Due]:
-    """Operations that are to go on and that nobody has, oldest first."""
+async def due(database: Database, limit: int, after: str = "") -> list[Due]:
+    """Operations that are to go on and that nobody has, oldest first. ``after``: beyond this."""
+    beyond = uuid_of(after) if after else UUID(int=0)
     rows = await database.fetch(
-        sql.load("operations", "operations_due", database.schema), limit, timeout=5
+        sql.load("operations", "operations_due", database.schema), limit, beyond, timeout=5
     )
     return [Due(f"op-{row['operation_id']}", row["kind"]) for row in rows]
 

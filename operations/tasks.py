@@ -29,8 +29,10 @@ class TaskExecution(Execution):
         return await self._kind.check(row, context)
 
     async def obeyed(self, row: OperationRow) -> bool:
-        """A pause is between two calls; a cancel is told to the kind, which then ends."""
-        if row.wish == "pause":
+        """A pause is between two calls; a cancel is told to the kind, which then ends. An undo is
+        left as it is: telling the kind to cancel would stop what was done, not the undo.
+        """
+        if row.wish == "pause" or row.state is State.UNDOING:
             return await super().obeyed(row)
         if row.started_at is None:  # nothing was begun
             return await super().obeyed(row)
@@ -67,13 +69,13 @@ class TaskExecution(Execution):
                 await self.end(connection, locked, now, State.FAILED, advance.error)
             elif not advance.finished:
                 await self.save(connection, now)
-            elif row.wish == "cancel":
-                await self.end(connection, locked, now, State.CANCELLED)
             elif row.state is State.UNDOING:
                 await store.settle_rest(
                     connection, schema, row.id, ItemState.DONE, ItemState.UNDONE
                 )
                 await self.end(connection, locked, replace(now, cursor=0), State.UNDONE)
+            elif row.wish == "cancel":
+                await self.end(connection, locked, now, State.CANCELLED)
             else:
                 await store.settle_rest(
                     connection, schema, row.id, ItemState.PLANNED, ItemState.DONE

@@ -111,6 +111,55 @@ class Throttle:
         self._size = max(self._size / 2, 1.0)
 
 
+_QUICK_S: Final = 0.008
+"""Appends that are as quick as this are not slow, whatever they were before."""
+_STRAINED_S: Final = 120.0
+"""So long appends may be slow before it is looked whether operations are to blame."""
+_QUIET_S: Final = 25.0
+"""So long operations then stand still: nodes keep their figures every ten seconds."""
+_FORGOTTEN_S: Final = 60.0
+
+
+class Writers:
+    """How much slower appends are than without operations; from what nodes tell now and then.
+
+    Compared is with the best figure seen. When appends stay slow, operations stand still for a
+    moment: what appends take then is normal for this time of the day, and is compared with next.
+    """
+
+    def __init__(self) -> None:
+        self.slower = 1.0
+        """So many times slower."""
+        self._best = 0.0
+        self._seen_at = float("-inf")
+        self._strained_at: float | None = None
+        self._quiet_until: float | None = None
+
+    @property
+    def quiet(self) -> bool:
+        """Whether operations are to stand still, so that it can be seen what appends take."""
+        return self._quiet_until is not None
+
+    def seen(self, figure: float, now: float) -> None:
+        """Learns what appends take, in seconds (0: nobody appends). ``now``: a steady clock's."""
+        if now - self._seen_at > _FORGOTTEN_S:  # no operation ran
+            self._best, self._strained_at, self._quiet_until = 0.0, None, None
+        self._seen_at = now
+        if self._quiet_until is not None:
+            if now < self._quiet_until:
+                return
+            self._best, self._strained_at, self._quiet_until = figure, None, None
+        elif figure > 0:
+            self._best = min(self._best, figure) if self._best > 0 else figure
+        self.slower = max(figure / max(self._best, _QUICK_S), 1.0) if self._best > 0 else 1.0
+        if self.slower <= _SLOWER:
+            self._strained_at = None
+        elif self._strained_at is None:
+            self._strained_at = now
+        elif now - self._strained_at >= _STRAINED_S:
+            self._quiet_until = now + _QUIET_S
+
+
 class Lag(NamedTuple):
     """How far behind a live projection is."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeGuard
+from typing import Final, TypeGuard
 
 from kernel.errors import InvalidArgument
 from operations.kinds.base import EntityKind, TaskKind
@@ -31,6 +31,10 @@ _ALL: tuple[EntityKind | TaskKind, ...] = (
 )
 KINDS: Mapping[str, EntityKind | TaskKind] = {kind.name: kind for kind in _ALL}
 """Every kind there is, by name; a module adds itself above by one line."""
+
+PROMPT: Final = frozenset({"hold", "release", "soft-delete", "tombstone", "undelete"})
+"""Kinds whose steps are short and give projections nothing to do: they wait neither for projections
+nor for other operations."""
 
 
 def kind_named(name: str) -> EntityKind | TaskKind:

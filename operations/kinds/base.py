@@ -194,7 +194,10 @@ class Seals(Protocol):
         outcomes: Sequence[Outcome],
         context: Context,
     ) -> None:
-        """The last statement of a step, of `apply` or of `undo`; it waits for no lock but one."""
+        """The last statement of a step, of `apply` or of `undo`; it waits for no lock but one.
+
+        Items, counts and cursor are written and the lease is fenced before; the commit is next.
+        """
         ...
 
 
@@ -206,6 +209,17 @@ class Lasts(Protocol):
 
     def lasts(self, item: Item, now: Planned) -> bool:
         """Whether the target of a planned item still makes sense. ``now``: what a plan says now."""
+        ...
+
+
+@runtime_checkable
+class Picky(Protocol):
+    """A kind that not every worker can do."""
+
+    def able(self, environment: Environment, operation: OperationRow) -> str:
+        """What this process lacks for it, as what the operation waits for ("a worker that …");
+        empty: nothing. Called often; pure.
+        """
         ...
 
 

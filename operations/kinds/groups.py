@@ -125,9 +125,12 @@ class Seek:
         group = await _group(operation, context)
         schema = context.database.schema
         async with _step(operation, context, group, State.RUNNING) as connection:
-            if connection is None or operation.wish == "cancel":
-                return Advance(finished=connection is not None, done=operation.done)
+            if connection is None:
+                return Advance(finished=False, done=operation.done)
             item = (await store.items_after(connection, schema, operation.id, 0, 1))[0]
+            if operation.wish == "cancel":  # a worker that was killed may have moved it
+                done = int(item.state is ItemState.DONE)
+                return Advance(finished=True, done=done, events=done * item.events)
             if item.state is ItemState.PLANNED:
                 before = await parked.seek(
                     connection, schema, group.group_id, item.target, UUID(uuid_of(operation))
@@ -267,8 +270,6 @@ class _Parked:
     async def advance(self, operation: OperationRow, context: Context) -> Advance:
         """One step. Items that a killed worker has settled are counted, not acted on again."""
         done, skipped = operation.note.get("done", 0), operation.note.get("skipped", 0)
-        if operation.wish == "cancel":
-            return Advance(finished=True, done=done, skipped=skipped, events=done)
         group = await _group(operation, context)
         schema, last = context.database.schema, operation.note.get("no", 0)
         async with _step(operation, context, group, State.RUNNING) as connection:
@@ -276,15 +277,16 @@ class _Parked:
                 return Advance(finished=False, done=done, skipped=skipped, events=done)
             page = await store.items_after(connection, schema, operation.id, last, STEP_ITEMS)
             planned = [item for item in page if item.state is ItemState.PLANNED]
-            outcomes = (
-                await self._act(connection, schema, group, planned, operation) if planned else []
-            )
+            outcomes: list[Outcome] = []
+            if planned and operation.wish != "cancel":
+                outcomes = await self._act(connection, schema, group, planned, operation)
             await store.settle(connection, schema, operation.id, outcomes)
         settled = [item.state for item in page] + [outcome.state for outcome in outcomes]
         done += settled.count(ItemState.DONE)
         skipped += settled.count(ItemState.SKIPPED)
         return Advance(
-            finished=len(page) < STEP_ITEMS, done=done, skipped=skipped, events=done,
+            finished=len(page) < STEP_ITEMS or operation.wish == "cancel",
+            done=done, skipped=skipped, events=done,
             note={"no": page[-1].no if page else last, "done": done, "skipped": skipped},
         )  # fmt: skip
 

@@ -300,6 +300,11 @@ class Rebuild:
         build = await rebuilds.ordered_by(name, uuid_of(operation))
         if build is None or build.state == "retired":
             return Advance(finished=True, done=operation.done)
+        if build.state == "previous":
+            live = [b for b in await rebuilds.builds(name) if b.state == "live"]
+            if any(b.build > build.build for b in live):  # not by our own rollback
+                message = f"projection {name!r}: another build went live since; it needs this one"
+                return Advance(finished=True, error={"code": "CONFLICT", "message": message})
         if build.state == "live":
             others = [b for b in await rebuilds.builds(name) if b.state == "previous"]
             if not others:

@@ -23,11 +23,21 @@ from kernel.errors import (
     Undecodable,
     UnknownType,
 )
-from operations import marks
-from operations.kinds.base import Candidate, Context
+from operations import marks, store
+from operations.kinds.base import Candidate, Context, Environment
 from operations.kinds.common import entities, flag, number, only, running, uuid_of
 from operations.kinds.states import TOMBSTONED
-from operations.model import Excluded, Item, ItemState, Outcome, PlanBody, Planned, Policy
+from operations.model import (
+    Excluded,
+    Item,
+    ItemState,
+    OperationRow,
+    Outcome,
+    PlanBody,
+    Planned,
+    Policy,
+    State,
+)
 from snapshots.batches import Batches, Failure, Wanted
 from snapshots.folding import Folded, Folding, before
 from snapshots.folds import FoldDefinition
@@ -106,6 +116,21 @@ class Snapshot:
         return SnapshotParameters(
             None if at is None else clock.parse_us("parameters.at", at), is_due
         )
+
+    def able(self, environment: Environment, operation: OperationRow) -> str:
+        """A worker has to have the folds of the types; to undo it needs none."""
+        if operation.state is State.UNDOING:
+            return ""
+        folding: Folding | None = environment.folds
+        chosen = store.request_of(operation).selection
+        types = {*chosen.types, *(entity_type for entity_type, _ in chosen.entities)}
+        if folding is None:
+            return "a worker that has folds"
+        lacking = sorted(name for name in types if folding.get(name) is None)
+        left_out = bool((operation.plan.get("excluded") or {}).get("no_fold"))
+        if not lacking or (left_out and len(lacking) < len(types)):
+            return ""  # nobody had the folds of types that the plan left out
+        return f"a worker that has the fold of {lacking[0]!r}"
 
     def describe(self, body: PlanBody, context: Context) -> str:
         """The effect in a sentence."""
