@@ -165,7 +165,7 @@ async def test_ages_count_by_the_clock_of_the_database_from_the_plan_on(
 async def test_what_is_asked_for_is_checked(desk: Bench) -> None:
     with pytest.raises(InvalidArgument, match="kind: 'nothing' is not one of"):
         await desk.plan("nothing")
-    with pytest.raises(InvalidArgument, match="rate: 0 is not from 0.01"):
+    with pytest.raises(InvalidArgument, match="rate: 0 is not from"):
         await desk.plan(rate=0.0)
     for bad in ("", "op-1", "0190b6c5-0000-7000-8000-000000000000", "op-" + "0" * 36):
         with pytest.raises(InvalidArgument, match="is not op- and a UUID"):
