@@ -140,7 +140,7 @@ class Excluded:
 REASONS: Mapping[str, str] = {
     "held": "a hold is on it",
     "needed": "a projection, a rebuild or a consumer group has not passed its events yet",
-    "uncovered": "no verified snapshot covers its events",
+    "uncovered": "no verified snapshot covers its newer events: plan `snapshot` first",
     "needs_full_replay": "its type is loaded by full replay only",
     "no_fold": "no fold is registered for its type",
     "current": "there is nothing to do",

@@ -191,6 +191,8 @@ class Draft:
             found = kind.warnings(frozenset(types), context)
             body.confirmations += found
             body.warnings += found.values()
+        if not body.entities and (empty := await selection.empty_range(context)):
+            body.warnings.append(empty)
 
     async def _of_task(self, kind: TaskKind) -> AsyncGenerator[list[Item], None]:
         body = self.body
@@ -239,13 +241,14 @@ async def drift(
 
     (Planned items that no longer qualify or have another target + new ones) / items. ``items``:
     the planned ones in order. Both are read a page at a time; ages count from the plan. ``left``:
-    the operation has begun, and only its items in these states matter; new ones do not.
+    the operation has begun, and only its items in these states matter; new ones do not. Nor do they
+    for a kind that says ``counts_new = False``: what was reviewed is acted on, nothing else.
     """
     if is_task(kind):
         return await kind.check(operation, context)
     kind = cast("EntityKind", kind)
     changed = seen = 0
-    new = left is None
+    new = left is None and getattr(kind, "counts_new", True)
     async with aclosing(_qualified(context, kind)) as fresh:
         now = await anext(fresh, None)
         async for batch in items:

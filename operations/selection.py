@@ -22,7 +22,7 @@ from kernel import clock, sql
 from kernel.database import Database
 from kernel.errors import EntityNotFound, InvalidArgument, NotFound, TooLarge
 from operations import where as language
-from operations.kinds.base import Candidate
+from operations.kinds.base import Candidate, Context
 from operations.model import Moment, Selection
 from operations.where import Where
 from snapshots.model import TypeSettings
@@ -342,6 +342,26 @@ async def last_position(journal: StoreJournal, log_id: int, selection: Selection
     return (await _range(journal, log_id, selection))[1]
 
 
+async def empty_range(context: Context) -> str:
+    """What to say of a range of times that has no event: when the log's own were recorded."""
+    chosen = context.selection
+    if not any(bound and bound.time_us for bound in (chosen.from_, chosen.to)):
+        return ""
+    first, last = await _range(context.journal, context.log_id, chosen)
+    if first <= last:
+        return ""
+    reader = context.journal.reader
+    begin, head = await reader.bounds(context.log_id, _SECONDS)
+    oldest = await reader.range(context.log_id, begin, begin, _SECONDS) if begin <= head else []
+    if not oldest:
+        return f"Log {chosen.log!r} has no events."
+    begins = clock.format_us(clock.to_us(oldest[0][2]))  # recorded_at
+    return (
+        f"The range has no events: log {chosen.log!r} begins at {begins}. from and to are when"
+        " the log recorded its events; the parameter at is about the time of the events."
+    )
+
+
 async def _range(journal: StoreJournal, log_id: int, selection: Selection) -> tuple[int, int]:
     """The positions of ``from_`` and ``to``, both inclusive; 0, 0: no range."""
     if selection.from_ is None and selection.to is None:
@@ -355,7 +375,9 @@ async def _range(journal: StoreJournal, log_id: int, selection: Selection) -> tu
         if selection.to.time_us:
             last -= 1  # exclusive
     if first > last and selection.from_ is not None and selection.to is not None:
-        raise InvalidArgument("from", f"position {first} is after to (position {last})")
+        if not 0 < selection.from_.time_us < selection.to.time_us:
+            raise InvalidArgument("from", f"position {first} is after to (position {last})")
+        last = first - 1  # nothing was recorded between those times
     return first, max(last, 0)
 
 

@@ -132,7 +132,8 @@ class EntityKind(Kind, Protocol):
     """Acts on the entities of a selection.
 
     One that removes something or changes states says ``typed_for_all = True``: a plan over every
-    entity of a log has to be typed.
+    entity of a log has to be typed. One that only protects or gives back says ``counts_new =
+    False``: entities that came after the plan are left alone, and are no drift.
     """
 
     step_items: ClassVar[int]

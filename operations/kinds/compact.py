@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, ClassVar
 
-from kernel import clock, sql
+from kernel import sql
 from kernel.database import Connection
 from kernel.errors import InvalidArgument
 from operations import marks, needs, selection
@@ -20,6 +19,7 @@ from operations.kinds.base import Candidate, Context, Need
 from operations.kinds.common import count, entities, only, running, uuid_of
 from operations.model import Excluded, Item, ItemState, Outcome, PlanBody, Planned, Policy
 from operations.where import parse_time
+from snapshots.folding import before
 
 STEP_ITEMS = 500
 _SECONDS = 30.0
@@ -30,7 +30,7 @@ _BEFORE = ("floor", "floor_position", "snapshot_seq", "changed_by")
 
 @dataclass(frozen=True, slots=True)
 class CompactParameters:
-    """``at_us``: nothing goes whose event time is this or later; None: no bound."""
+    """``at_us``: only what comes before the first event of this time or later goes; None: all."""
 
     at_us: int | None = None
 
@@ -49,7 +49,9 @@ class Compact:
     items_per_second: ClassVar[float] = 10_000.0
 
     def parameters(self, given: Mapping[str, Any]) -> CompactParameters:
-        """``at``: a time (RFC 3339) or a date; events at or after it stay."""
+        """``at``: a time (RFC 3339) or a date; the first event at or after it stays, and all that
+        follow.
+        """
         only(given, ("at",))
         at = given.get("at")
         if at is None:
@@ -92,18 +94,18 @@ class Compact:
         self, page: Sequence[Candidate], context: Context
     ) -> Sequence[Planned | Excluded]:
         """An item: a newer verified snapshot covers it within the bounds, and nobody needs it."""
-        settings, at_us = context.settings, context.parameters.at_us
+        settings = context.settings
         full = {name for name, each in settings.items() if each.needs_full_replay}
         wanted = [each for each in page if not each.held and each.entity_type not in full]
-        at = None if at_us is None else clock.from_us(at_us)
-        last = await selection.last_position(context.journal, context.log_id, context.selection)
-        covering = await self._covering(wanted, context, last, at)
+        bound = await selection.last_position(context.journal, context.log_id, context.selection)
+        last = await _last(wanted, context)
+        covering = await self._covering(wanted, context, last, bound)
         bare = [
             each
             for each in wanted
             if (found := covering.get(each.entity_key)) is None or found[0] < each.floor
         ]
-        nothing = await self._nothing(bare, context, last, at)
+        nothing = await self._nothing(bare, context, last, bound)
         average = await _average_bytes(context)
         lowest = {name: _lowest(context.needs, name) for name in {e.entity_type for e in page}}
         judged: list[Planned | Excluded] = []
@@ -122,7 +124,11 @@ class Compact:
         return judged
 
     async def _covering(
-        self, page: Sequence[Candidate], context: Context, last: int | None, at: datetime | None
+        self,
+        page: Sequence[Candidate],
+        context: Context,
+        last: Mapping[int, int],
+        bound: int | None,
     ) -> dict[int, tuple[int, int]]:
         """(sequence number, position) of the newest covering snapshot, by entity key."""
         by_type: dict[int, list[int]] = {}
@@ -132,25 +138,31 @@ class Compact:
         found: dict[int, tuple[int, int]] = {}
         for type_id, keys in by_type.items():
             rows = await context.database.fetch(
-                text, context.log_id, type_id, keys, last, at, timeout=_SECONDS
-            )
+                text, context.log_id, type_id, keys, [last[key] for key in keys], bound,
+                timeout=_SECONDS,
+            )  # fmt: skip
             found.update((key, (sequence, position)) for key, sequence, position in rows)
         return found
 
     async def _nothing(
-        self, page: Sequence[Candidate], context: Context, last: int | None, at: datetime | None
+        self,
+        page: Sequence[Candidate],
+        context: Context,
+        last: Mapping[int, int],
+        bound: int | None,
     ) -> set[int]:
-        """Entities that have nothing to compact, by key; others lack a snapshot that covers."""
-        found = {each.entity_key for each in page if each.floor > each.sequence}
-        bounded = last is not None or at is not None
-        rest = [each for each in page if bounded or each.floor_snapshot]
-        if not rest:
+        """Entities without an event from their floor to the bounds, by key; others lack a snapshot
+        that covers.
+        """
+        found = {each.entity_key for each in page if each.floor > last[each.entity_key]}
+        rest = [each for each in page if each.entity_key not in found]
+        if bound is None or not rest:
             return found
         rows = await context.database.fetch(
             sql.load("operations", "compact_nothing", context.database.schema), context.log_id,
             [each.entity_key for each in rest], [each.floor for each in rest],
-            [each.floor_snapshot for each in rest], [each.first_position for each in rest],
-            [each.last_position for each in rest], last, at, timeout=_SECONDS,
+            [each.first_position for each in rest], [each.last_position for each in rest], bound,
+            timeout=_SECONDS,
         )  # fmt: skip
         return found.union(row[0] for row in rows)
 
@@ -210,6 +222,22 @@ async def _lock(connection: Connection, schema: str, log_id: int, items: Sequenc
     await marks.lock(connection, schema, log_id, items)
     types = sorted({item.entity_type_id or 0 for item in items})
     await connection.fetch(sql.load("operations", "types_share", schema), types)
+
+
+async def _last(page: Sequence[Candidate], context: Context) -> dict[int, int]:
+    """By entity key: the last sequence number that may go. With ``at`` that of a snapshot as of
+    before that time, by the same statement.
+    """
+    at_us = context.parameters.at_us
+    if at_us is None or not page:
+        return {each.entity_key: each.sequence for each in page}
+    found = await before(
+        context.database, context.log_id,
+        [each.entity_key for each in page], [each.first_position for each in page],
+        [each.last_position for each in page], [each.sequence for each in page], at_us,
+        timeout=_SECONDS,
+    )  # fmt: skip
+    return {key: sequence for key, (sequence, _) in found.items()}
 
 
 def _left_out(each: Candidate, full: set[str], nothing: set[int]) -> Excluded:

@@ -46,6 +46,7 @@ class Hold:
     undoable: ClassVar[bool] = True
     irreversible: ClassVar[str] = ""
     step_items: ClassVar[int] = STEP_ITEMS
+    counts_new: ClassVar[bool] = False
 
     def parameters(self, given: Mapping[str, Any]) -> HoldParameters:
         """``label``, by default ``operator``."""
@@ -123,6 +124,7 @@ class Release:
     undoable: ClassVar[bool] = True
     irreversible: ClassVar[str] = ""
     step_items: ClassVar[int] = STEP_ITEMS
+    counts_new: ClassVar[bool] = False
 
     def parameters(self, given: Mapping[str, Any]) -> ReleaseParameters:
         """``label``, by default ``operator``; or ``all``: true."""

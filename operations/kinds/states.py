@@ -193,6 +193,7 @@ class Undelete(_States):
     policy: ClassVar[Policy] = Policy()
     undoable: ClassVar[bool] = True
     irreversible: ClassVar[str] = ""
+    counts_new: ClassVar[bool] = False
     leaves: ClassVar[frozenset[int]] = frozenset({DELETED})
     enters: ClassVar[int] = ACTIVE
     ends: ClassVar[bool] = False

@@ -148,14 +148,14 @@ HOT = [
     ),
     Hot(
         "compact_covering",
-        (LOG, 1, [7, 8], None, None),
+        (LOG, 1, [7, 8], [40, 40], None),
         r"^snapshots_\d_pkey",
         on="snapshots",
         package="operations",
     ),
     Hot(
         "compact_nothing",
-        (LOG, [7], [1], [0], [7], [CHUNK - 1], 5, None),
+        (LOG, [7], [1], [7], [CHUNK - 1], 5),
         LEAF_ENTITY,
         1,
         package="operations",

@@ -27,7 +27,7 @@ from kernel.errors import Compacted, Conflict, InvalidArgument
 from kernel.ids import new_id
 from operations import control
 from operations.kinds import kind_named
-from operations.model import ItemState, Moment, OperationRow, Policy, Selection, State
+from operations.model import REASONS, ItemState, Moment, OperationRow, Policy, Selection, State
 from snapshots.model import Source, TypeSettings
 from snapshots.store import SnapshotStore, TypeStore
 from tests.engine_support import ANN, Bench
@@ -266,7 +266,7 @@ async def test_each_guard_is_counted_with_its_reason(any_shop: Shop) -> None:
     await group(shop, "mail", "order", 0)
     plan = await shop.compact(Selection())
     assert plan.plan["excluded"] == {
-        "uncovered": 3, "held": 1, "current": 1, "needs_full_replay": 1, "needed": 1,
+        "uncovered": 4, "held": 1, "needs_full_replay": 1, "needed": 1,
     }  # fmt: skip
     assert plan.plan["consumers"] == [{"name": "group mail", "position": 0, "entities": 1}]
     assert (plan.plan["entities"], plan.items) == (9, 2)
@@ -400,6 +400,60 @@ async def test_nothing_goes_at_or_after_a_time_or_beyond_a_position(shop: Shop) 
     again = await shop.compact(at=at(1))
     assert (again.items, again.plan["excluded"]) == (0, {"current": 3, "uncovered": 1})
     assert await targets(await shop.compact()) == {"a": 4, "b": 4}
+
+
+async def test_what_follows_the_first_event_of_that_time_stays_whatever_time_it_says(
+    any_shop: Shop,
+) -> None:
+    """The rule of `snapshot`: times of writers do not always grow."""
+    shop, now = any_shop, clock.now_us()
+    for name, ages in (("mixed", (2, 4, 1)), ("late", (2, 4, 5)), ("early", (5, 2, 4))):
+        for age in ages:
+            await shop.put(name, age, time_us=now - age * YEAR_US)
+        for sequence in (1, 2, 3):
+            await shop.snapshot(name, sequence)
+    plan = await shop.compact(at=clock.format_us(now - 3 * YEAR_US))
+    items = await control.list_items(shop.database, plan.id)
+    assert [(item.entity_id, item.target, item.events) for item in items] == [("early", 2, 1)]
+    assert plan.plan["excluded"] == {"current": 2}
+    assert await shop.floors() == {"mixed": 1, "late": 1, "early": 1}
+
+
+async def test_what_lacks_a_snapshot_is_never_called_current(shop: Shop) -> None:
+    now = clock.now_us()
+    for name in ("whole", "more"):
+        await shop.put(name, 1, 2, time_us=now - 2 * YEAR_US)
+        await shop.snapshot(name, 2)
+    await shop.done(await shop.compact())
+    assert (await shop.compact()).plan["excluded"] == {"current": 2}
+    await shop.put("more", 3)
+    assert (await shop.compact()).plan["excluded"] == {"current": 1, "uncovered": 1}
+    before_it = await shop.compact(at=clock.format_us(now - YEAR_US))
+    assert before_it.plan["excluded"] == {"current": 2}
+    up_to = await shop.compact(Selection(types=("cart",), to=Moment(4)))
+    assert up_to.plan["excluded"] == {"current": 2}
+    assert "plan `snapshot` first" in REASONS["uncovered"]
+
+
+async def test_a_range_of_times_without_events_says_when_the_log_begins(shop: Shop) -> None:
+    await shop.put("a", 1, time_us=clock.now_us() - 9 * YEAR_US)
+    await shop.snapshot("a", 1)
+    (oldest,) = await shop.database.fetch("SELECT min(recorded_at) FROM everstate.events")
+    begin = clock.to_us(oldest[0])
+    ago = begin - YEAR_US
+    for bounds in (
+        {"to": Moment(time_us=ago)},
+        {"from_": Moment(time_us=ago - YEAR_US), "to": Moment(time_us=ago)},
+        {"from_": Moment(time_us=begin + YEAR_US)},
+    ):
+        plan = (await shop.compact(Selection(**bounds))).plan
+        assert (plan["entities"], plan["items"]) == (0, 0)
+        (warning,) = plan["warnings"]
+        assert warning.startswith("The range has no events: log 'default' begins at ")
+        assert clock.format_us(begin) in warning
+    assert (await shop.compact(Selection(to=Moment(time_us=begin + 1)))).items == 1
+    with pytest.raises(InvalidArgument, match="from: position 1 is after to"):
+        await shop.compact(Selection(from_=Moment(time_us=ago), to=Moment(time_us=ago - 1)))
 
 
 @pytest.mark.parametrize(

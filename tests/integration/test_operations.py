@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 
+from journal.model import Append, EntityAppend, NewEvent
 from journal.store import StoreJournal, StoreSettings
 from kernel import clock
 from kernel.database import Database, DatabaseSettings
@@ -459,3 +460,25 @@ async def test_policies_have_versions_and_limits(any_desk: Bench) -> None:
     with pytest.raises(InvalidArgument, match="kind"):
         await control.set_policy(database, "x", Policy(), version=None, principal=ANN)
     assert await any_desk.audit("touch") == ["PolicySet"] * 3
+
+
+@pytest.mark.parametrize(
+    ("before", "kind"), [((), "hold"), (("hold",), "release"), (("soft-delete",), "undelete")]
+)
+async def test_entities_that_came_since_the_plan_keep_nobody_from_being_protected(
+    desk: Bench, before: tuple[str, ...], kind: str
+) -> None:
+    """A type that grows: what was reviewed is held, the new ones are not, and it is done."""
+    await desk.entities(4)
+    for earlier in before:
+        await desk.done(await desk.plan(earlier))
+    plan = await desk.plan(kind)
+    await desk.journal.append(
+        "default", Append((EntityAppend("thing", "new"),), (NewEvent("Happened", b"{}"),))
+    )
+    new = Selection(entities=(("thing", "new"),))
+    for earlier in before:
+        await desk.done(await desk.plan(earlier, selection=new))
+    receipt = await desk.done(plan)
+    assert (receipt.state, receipt.done, receipt.items) == (State.DONE, 4, 4)
+    assert (await desk.plan(kind)).items == 1, "the new one is left alone"
