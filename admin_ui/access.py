@@ -16,6 +16,9 @@ from kernel.errors import InvalidArgument
 from kernel.principals import Principal, Role
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+_NO_FIELDS = frozenset(
+    {"body", "query", "path", "header", "constrained-int", "constrained-str"}  # a union's members
+)
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
@@ -81,5 +84,5 @@ def caller(request: Request) -> Principal:
 def explained(error: RequestValidationError) -> InvalidArgument:
     """The first thing that is wrong with a request, without what the request held there."""
     first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
+    place = [str(part) for part in first["loc"] if part not in _NO_FIELDS]
     return InvalidArgument(".".join(place) or "body", str(first["msg"]))

@@ -23,6 +23,7 @@ from operations.model import (
     PlanRequest,
     Selection,
 )
+from operations.where import parse_time
 
 MAX_ENTITIES: Final = 10_000
 """So many entities a request names at most; more are selected by type or by `where`."""
@@ -337,7 +338,8 @@ def _moment(name: str, bound: int | str | None) -> Moment | None:
         return None
     if isinstance(bound, int):
         return Moment(position=bound)
-    return Moment(time_us=clock.parse_us(f"selection.{name}", bound))
+    # 0 would be no time: the first event of a log is much younger than both.
+    return Moment(time_us=parse_time(f"selection.{name}", bound) or 1)
 
 
 def _readable(selection: Mapping[str, Any]) -> dict[str, Any]:

@@ -148,7 +148,7 @@ class EntityDeleted(EverstateError):
     """The entity was deleted and takes no more events; nothing was written."""
 
     code = "ENTITY_DELETED"
-    hint = "undelete it first, or use another entity id"
+    hint = "a deleted one can be undeleted, a tombstoned one never: use another entity id then"
 
     def __init__(self, entities: tuple[tuple[str, str], ...]) -> None:
         names = ", ".join(f"{kind}/{name}" for kind, name in entities)
@@ -196,7 +196,10 @@ class Compacted(EverstateError):
     """Events that the load needs were compacted away: the entity begins at its floor now."""
 
     code = "COMPACTED"
-    hint = "load it without ignore_snapshot, or from its floor on; ReadLog still has what is stored"
+    hint = (
+        "ask for its floor or later (a load: without ignore_snapshot); undo the compaction to have"
+        " earlier ones back"
+    )
 
     def __init__(self, entity_type: str, entity_id: str, floor: int) -> None:
         super().__init__(
@@ -211,7 +214,7 @@ class DeadlineExceeded(EverstateError):
     """The deadline passed before the work was done."""
 
     code = "DEADLINE_EXCEEDED"
-    hint = "allow more time; an append may or may not have been written: retry it with the same ids"
+    hint = "allow more time; what was asked may yet be done: look, or retry it with the same ids"
 
 
 class Cancelled(EverstateError):

@@ -86,6 +86,12 @@ async def plan(
     kind = kind_named(request.kind)
     if request.rate is not None and not _MIN_RATE <= request.rate <= _MAX_RATE:
         raise InvalidArgument("rate", f"{request.rate:g} is not from 0.01 to 1,000,000")
+    if acts_on_entities(kind) and request.target:
+        raise InvalidArgument("target", f"{kind.name} acts on entities, and on no target")
+    if is_task(kind) and not request.target:
+        raise InvalidArgument(
+            "target", f"is missing: {kind.name} is about one projection or consumer group"
+        )
     policy = (await policies.get_policy(database, request.kind)).policy
     operation_id = store.new_operation()
     schema = database.schema
@@ -172,6 +178,8 @@ def _to_type(kind: EntityKind | TaskKind, request: PlanRequest, policy: Policy) 
         return ""
     if request.target:
         return request.target
+    if len(selection.entities) == 1:
+        return "/".join(selection.entities[0])
     types = {*selection.types, *(each for each, _ in selection.entities)}
     return min(types) if len(types) == 1 else selection.log
 
@@ -270,6 +278,16 @@ async def failures(database: Database, operation_id: str) -> list[FailureGroup]:
     """
     await get(database, operation_id)
     return await store.failures(database, operation_id)
+
+
+def check_id(field: str, operation_id: str) -> None:
+    """Returns when ``operation_id`` is an id of an operation, whether there is one or not.
+
+    Raises:
+        InvalidArgument: it is none; names ``field``.
+
+    """
+    store.uuid_of(operation_id, field)
 
 
 def _limit(limit: int) -> int:

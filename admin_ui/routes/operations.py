@@ -84,6 +84,8 @@ async def list_operations(
     after: Next = "",
 ) -> Response:
     """Operations, newest first."""
+    if after:
+        control.check_id("next", after)
     rows = await control.list_operations(
         database_of(request), states=tuple(State(word) for word in state or ()), kind=kind,
         before=after or None, limit=limit,

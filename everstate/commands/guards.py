@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from everstate.commands import operation as operations
+from everstate.commands import operation_words as words
 from everstate.commands.common import AdminUrl, Json, Limit, Wait, control, printable, show
 from everstate.commands.operation import (
     Entities,
@@ -16,6 +17,7 @@ from everstate.commands.operation import (
     Reason,
     Timeout,
     To,
+    Typed,
     Types,
     WaitForEnd,
     Where,
@@ -184,14 +186,18 @@ def add_hold(
     where: Where = "",
     label: Label = "operator",
     log: OfLog = "default",
+    typed: Typed = "",
     wait_for_end: WaitForEnd = False,
     timeout: Timeout = None,
     as_json: Json = False,
     url: AdminUrl = None,
 ) -> None:
-    """Hold entities: nothing of them can be removed. Plans and applies in one go."""
+    """Hold entities: nothing of them can be removed. Plans and applies in one go.
+
+    Exit 4: the selection has no entity.
+    """
     chosen = operations.selection(entity, type_, from_, to, where)
-    _hold("hold", reason, chosen, label, log, wait_for_end, timeout, as_json, url)
+    _hold("hold", reason, chosen, label, log, typed, wait_for_end, timeout, as_json, url)
 
 
 def release_hold(
@@ -203,19 +209,20 @@ def release_hold(
     where: Where = "",
     label: Label = "operator",
     log: OfLog = "default",
+    typed: Typed = "",
     wait_for_end: WaitForEnd = False,
     timeout: Timeout = None,
     as_json: Json = False,
     url: AdminUrl = None,
 ) -> None:
-    """End holds of a label. Plans and applies in one go."""
+    """End holds of a label. Plans and applies in one go. Exit 4: there is no such hold."""
     chosen = operations.selection(entity, type_, from_, to, where)
-    _hold("release", reason, chosen, label, log, wait_for_end, timeout, as_json, url)
+    _hold("release", reason, chosen, label, log, typed, wait_for_end, timeout, as_json, url)
 
 
 def _hold(
-    kind: str, reason: str, chosen: dict[str, Any], label: str, log: str, wait_for_end: bool,
-    timeout: float | None, as_json: bool, url: str | None,
+    kind: str, reason: str, chosen: dict[str, Any], label: str, log: str, typed: str,
+    wait_for_end: bool, timeout: float | None, as_json: bool, url: str | None,
 ) -> None:  # fmt: skip
     from kernel.errors import InvalidArgument
 
@@ -224,7 +231,13 @@ def _hold(
     body = {"kind": kind, "log": log, "selection": chosen, "parameters": {"label": label}}
     with control(url) as admin:
         planned = admin.post(operations.ALL, body)
-        typed = planned.get("typed") or ""
+        if as_json and not planned["items"]:
+            show(planned)
+        elif not as_json:
+            words.about(planned)
+        if not planned["items"]:
+            words.nothing(planned, quiet=as_json)
+            return
         row = operations.applied(admin, planned["id"], reason, planned["digest"], typed)
         operations.finish(admin, row, wait_for_end, timeout, as_json)
 
@@ -308,14 +321,14 @@ def _say_type(row: dict[str, Any], as_json: bool) -> None:
     if as_json:
         show(row)
         return
-    words = ["full replay only"] if row["needs_full_replay"] else []
+    said = ["full replay only"] if row["needs_full_replay"] else []
     if row["snapshot_every"]:
-        words.append(f"a snapshot every {row['snapshot_every']:,} events")
+        said.append(f"a snapshot every {row['snapshot_every']:,} events")
     if row["snapshot_age_s"]:
-        words.append(f"a snapshot after {row['snapshot_age_s']} s")
-    words.append(f"keeps {row['keep_snapshots']} snapshots")
+        said.append(f"a snapshot after {row['snapshot_age_s']} s")
+    said.append(f"keeps {row['keep_snapshots']} snapshots")
     if row["snapshot_types"]:
-        words.append(f"loads {', '.join(row['snapshot_types'])}")
+        said.append(f"loads {', '.join(row['snapshot_types'])}")
     if row["trust_snapshots"]:
-        words.append("its owner's snapshots are trusted")
-    typer.echo(printable(f"{row['name']}: {'; '.join(words)}"))
+        said.append("its owner's snapshots are trusted")
+    typer.echo(printable(f"{row['name']}: {'; '.join(said)}"))

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 Id = Annotated[str, typer.Argument(metavar="ID", help="The operation: op-….")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; others will read it.")]
 WaitForEnd = Annotated[
-    bool, typer.Option("--wait", help="Wait until it has ended. Exit 4: it did not get done.")
+    bool,
+    typer.Option(
+        "--wait",
+        help="Wait until it has ended. Exit 4: it did not get done, or waits for a person.",
+    ),
 ]
 Timeout = Annotated[
     float | None,
@@ -223,6 +227,7 @@ def undo(
 def watch(id_: Id, timeout: Timeout = None, as_json: Json = False, url: AdminUrl = None) -> None:
     """Follow an operation until it has ended. Exit 4: it did not get done.
 
+    One that is planned, awaiting or paused waits for a person: that is exit 4, at once.
     With --json: a line for every change.
     """
     with control(url) as admin:

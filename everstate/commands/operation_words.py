@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from everstate.control import Control
 
 _ENDED = frozenset({"expired", "review", "done", "failed", "cancelled", "undone"})
+_STANDS = {
+    "planned": "was not applied: nothing has been changed",
+    "awaiting": "waits for a second person to apply it too: nothing has been changed",
+    "paused": "is paused until somebody resumes it",
+}
+_HOLDS = {"hold": "held", "release": "released"}
 _CAN_BE_UNDONE = frozenset({"done", "failed", "cancelled", "review", "undone"})
 _UNITS = ((86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
 _NOTES = {
@@ -33,7 +39,7 @@ def plan(row: dict[str, Any]) -> None:
     """A plan: what would happen, what is left out and why, and how to apply it."""
     say = typer.echo
     say(f"Plan {row['id']}: {row['kind']}. NOTHING HAS BEEN CHANGED YET.")
-    _about(row)
+    about(row)
     if row["items"] == 0 and not row["target"]:
         say("\nThere is nothing to do.")
         return
@@ -47,7 +53,8 @@ def plan(row: dict[str, Any]) -> None:
     )
 
 
-def _about(row: dict[str, Any]) -> None:
+def about(row: dict[str, Any]) -> None:
+    """What a plan says of its effect: items, what is left out and why, warnings, undo."""
     say = typer.echo
     say(f"\n  {printable(row['sentence'])}\n")
     about = " (estimated)" if row.get("bytes_estimated") else ""
@@ -84,7 +91,7 @@ def why(code: str) -> str:
 def whole(row: dict[str, Any]) -> None:
     """An operation with its plan and its receipt."""
     end(row)
-    _about(row)
+    about(row)
     for word, who, when, text in (
         ("planned", "planned_by", "planned_at", None),
         ("applied", "applied_by", "applied_at", "reason"),
@@ -129,6 +136,26 @@ def end(row: dict[str, Any]) -> None:
         )
 
 
+def nothing(row: dict[str, Any], *, quiet: bool) -> None:
+    """Says that a plan of a hold or a release acts on nothing because all is as it should be.
+
+    Raises:
+        Conflict: it is not; names the reasons with their numbers.
+
+    """
+    from kernel.errors import Conflict
+
+    excluded = row["excluded"]
+    if row["kind"] == "hold" and excluded.keys() == {"current"}:
+        if not quiet:
+            typer.echo(f"\n{excluded['current']:,} are held under this label already.")
+        return
+    because = ", ".join(f"{count:,}: {why(code)}" for code, count in excluded.items())
+    raise Conflict(
+        f"nothing was {_HOLDS[row['kind']]}: " + (because or "the selection finds no entity")
+    )
+
+
 def line(row: dict[str, Any]) -> None:
     """An operation as a line of a list."""
     typer.echo(
@@ -162,12 +189,16 @@ def judge(row: dict[str, Any]) -> None:
     """Returns when an operation has done, or taken back, what was asked.
 
     Raises:
-        Conflict: it ended in another way.
+        Conflict: it ended in another way, or goes on only when a person says so.
 
     """
     from kernel.errors import Conflict
 
     at = row["progress"]
+    if row["state"] in _STANDS:
+        raise Conflict(f"{row['id']} {_STANDS[row['state']]}")
+    if row["state"] == "done" and row["kind"] in _HOLDS and not at["done"]:
+        raise Conflict(f"{row['id']}: of {row['items']:,} entities none was {_HOLDS[row['kind']]}")
     if row["state"] == "undone" and at["done"] and not at["undone"]:
         raise Conflict(f"{row['id']}: none of {at['done']:,} could be undone")
     if row["state"] in ("done", "undone"):
@@ -182,7 +213,8 @@ def followed(
     timeout: float | None,
     each: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Watches an operation to its end; its row then. ``each`` sees every row that comes.
+    """Watches an operation until it ends or waits for a person; its row then. ``each`` sees every
+    row that comes.
 
     Raises:
         DeadlineExceeded: not within ``timeout`` seconds. It goes on, whatever happens here.
@@ -196,7 +228,7 @@ def followed(
                 at(row)
                 if each is not None:
                     each(row)
-                if name == "end":
+                if name == "end" or row["state"] in _STANDS:
                     return row
         except KeyboardInterrupt:
             _interrupted(row)

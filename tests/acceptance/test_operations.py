@@ -100,6 +100,60 @@ def test_a_hold_is_added_listed_and_released_in_one_go_each(dev: Dev) -> None:
     assert [found["reason"] for found in listed.lines()] == ["closed"]
 
 
+def test_a_hold_or_a_release_of_nothing_says_so_and_is_exit_4(dev: Dev) -> None:
+    label = ("--label", "case_9", "--reason", "case 9")
+    none = dev.cli("hold", "add", "--where", "type:file id:nope*", *label, "--wait")
+    assert (none.code, "the selection finds no entity" in none.sentence()) == (4, True)
+    assert "acts on     0 of 0 entities" in none.out
+    said = dev.cli("hold", "add", "--entity", f"file/{TOP}", *label, "--wait").ok().out
+    assert said.index("acts on     1 of 1") < said.index("hold: DONE  (1 done of 1)")
+    again = dev.cli("hold", "add", "--entity", f"file/{TOP}", *label, "--wait").ok().out
+    assert "1 are held under this label already" in again
+    assert dev.cli("hold", "add", "--entity", f"file/{TOP}", *label, "--json").ok().json()[
+        "excluded"
+    ] == {"current": 1}
+    slip = ("--label", "case_8", "--reason", "closed", "--wait")
+    wrong = dev.cli("hold", "release", "--type", "file", *slip)
+    assert wrong.code == 4
+    assert "680: no such hold is on it (not_held)" in wrong.sentence()
+    assert len(dev.cli("hold", "list", "--label", "case_9", "--json").ok().lines()) == 1
+    dev.cli("hold", "release", "--entity", f"file/{TOP}", *label, "--wait").ok()
+    assert dev.cli("operation", "list", "--state", "queued", "--json").ok().out == ""
+
+
+def test_what_is_typed_is_typed_by_a_person(dev: Dev) -> None:
+    dev.cli("policy", "set", "hold", "--typed").ok()
+    hold = ("hold", "add", "--entity", f"file/{TOP}", "--reason", "r", "--wait")
+    refused = dev.cli(*hold)
+    assert (refused.code, f"type 'file/{TOP}'" in refused.sentence()) == (2, True)
+    assert dev.cli(*hold, "--typed", "file").code == 2
+    assert dev.cli("hold", "list", "--json").ok().out == ""
+    row = dev.cli(*hold, "--typed", f"file/{TOP}", "--json").ok().json()
+    dev.cli("operation", "undo", row["id"], "--reason", "clean", "--wait").ok()
+    dev.cli("policy", "set", "hold", "--no-typed").ok()
+
+
+def test_waiting_for_what_waits_for_a_person_ends_at_once(dev: Dev) -> None:
+    dev.cli("policy", "set", "hold", "--second-person").ok()
+    row = planned(dev, "hold", "--entity", f"file/{TOP}")
+    watched = dev.cli("operation", "watch", row["id"])
+    assert (watched.code, "was not applied" in watched.sentence()) == (4, True)
+    waits = dev.cli("operation", "apply", row["id"], "--reason", "r", "--wait")
+    assert (waits.code, "waits for a second person" in waits.sentence()) == (4, True)
+    assert "hold: AWAITING" in waits.out
+    dev.cli("operation", "cancel", row["id"]).ok()
+    dev.cli("policy", "set", "hold", "--no-second-person").ok()
+    row = planned(dev, "hold", "--type", "file", "--rate", "5")
+    dev.cli("operation", "apply", row["id"], "--reason", "slowly").ok()
+    dev.cli("operation", "pause", row["id"]).ok()
+    paused = dev.cli("operation", "watch", row["id"], "--timeout", "30")
+    assert (paused.code, "is paused until somebody resumes it" in paused.sentence()) == (4, True)
+    dev.cli("operation", "cancel", row["id"]).ok()
+    dev.cli("operation", "watch", row["id"], "--timeout", "30")
+    if dev.cli("operation", "show", row["id"], "--json").ok().json()["progress"]["done"]:
+        dev.cli("operation", "undo", row["id"], "--reason", "clean", "--wait").ok()
+
+
 def test_another_digest_an_expired_plan_and_a_cancelled_one_are_exit_4(dev: Dev) -> None:
     row = planned(dev, "hold", "--type", "file")
     assert applied(dev, row, "--digest", "0" * 64).code == 4

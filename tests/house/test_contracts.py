@@ -242,8 +242,8 @@ SELECTION = {"--entity", "--type", "--from", "--to", "--where", "--log"}
             SHOWN | {"kind", "--second-person", "--expires", "--max-drift", "--undo", "--typed"},
         ),
         ("hold list", SHOWN | {"--label", "--log", "--limit"}),
-        ("hold add", (ENDED - {"id_"}) | SELECTION | {"--reason", "--label"}),
-        ("hold release", (ENDED - {"id_"}) | SELECTION | {"--reason", "--label"}),
+        ("hold add", (ENDED - {"id_"}) | SELECTION | {"--reason", "--label", "--typed"}),
+        ("hold release", (ENDED - {"id_"}) | SELECTION | {"--reason", "--label", "--typed"}),
         ("entity-type list", SHOWN | {"--limit"}),
         ("entity-type show", SHOWN | {"name"}),
         (

@@ -187,8 +187,9 @@ async def test_what_is_asked_for_is_checked(desk: Bench) -> None:
 
 @pytest.mark.parametrize("kind", ["touch", "tombstone", "compact", "hold", "count"])
 async def test_the_log_of_the_audit_cannot_be_selected(desk: Bench, kind: str) -> None:
+    target = "x" if kind == "count" else ""
     with pytest.raises(InvalidArgument, match="log: _system is written by Everstate itself"):
-        await desk.plan(kind, selection=Selection("_system"), target="x")
+        await desk.plan(kind, selection=Selection("_system"), target=target)
     assert await control.list_operations(desk.database) == []
 
 

@@ -126,7 +126,8 @@ async def test_a_plan_with_nothing_to_do_is_a_plan(http: Asgi) -> None:
         ({"kind": "hold", "selection": {"where": "events>many"}}, "where", "many"),
         ({"kind": "hold", "selection": {"from": "yesterday"}}, "selection.from", ""),
         ({"kind": "hold", "selection": {"from": "2020-01-01T00:00:00"}}, "selection.from", ""),
-        ({"kind": "hold", "selection": {"from": 0}}, "selection.from", ""),
+        ({"kind": "hold", "target": "letters"}, "target", "no target"),
+        ({"kind": "seek", "parameters": {"to": "now"}}, "target", "consumer group"),
         ({"kind": "hold", "selection": {"entities": [["cart"]]}}, "selection.entities", ""),
         ({"kind": "hold", "selection": {"nosuch": 1}}, "selection.nosuch", ""),
         ({"kind": "hold", "parameters": {"label": "Not A Label"}}, "parameters.label", ""),
@@ -143,6 +144,35 @@ async def test_bad_plans_are_refused_with_their_field_and_leave_nothing(
     assert says in said["detail"]
     assert await count(store.database, "operations") == 0
     assert await count(store.database, "operation_items") == 0
+
+
+async def test_a_field_is_named_as_the_request_names_it(http: Asgi) -> None:
+    for bound in (0, "x" * 41):
+        said = await http.post(ALL, {"kind": "hold", "selection": {"from": bound}})
+        assert said.problem(400, "INVALID_ARGUMENT")["field"] == "selection.from"
+    said = await http.get(ALL, {"next": "bogus"})
+    assert said.problem(400, "INVALID_ARGUMENT")["field"] == "next"
+
+
+@pytest.mark.parametrize("since", ["1970-01-01T00:00:00Z", "1969-12-31", "2023-01-01"])
+async def test_a_range_begins_at_a_date_or_since_ever(http: Asgi, since: str) -> None:
+    assert (await planned(http, HOLD | {"selection": {"from": since}}))["items"] == CARTS
+
+
+async def test_who_types_types_what_it_is_about(http: Asgi, store: Any) -> None:
+    admin = http.with_token(await token_of(store.database, "root", Role.ADMIN))
+    header = {"If-Match": '"0"'}
+    (await admin("PUT", "/api/v1/policies/hold", json={"typed": True}, headers=header)).ok()
+    for selection, typed in (
+        ({"entities": [["cart", "eu-1"]]}, "cart/eu-1"),
+        ({"entities": [["cart", "eu-1"], ["cart", "eu-2"]]}, "cart"),
+        ({"types": ["cart"]}, "cart"),
+        ({"where": "held:no"}, "default"),
+    ):
+        row = await planned(http, HOLD | {"selection": selection})
+        assert row["typed"] == typed
+        said = (await applied(http, row, typed=typed[:-1])).problem(400, "INVALID_ARGUMENT")
+        assert (said["field"], repr(typed) in said["detail"]) == ("typed", True)
 
 
 async def test_a_log_or_an_operation_that_is_not_there_is_not_found(http: Asgi) -> None:
