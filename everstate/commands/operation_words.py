@@ -197,7 +197,7 @@ def judge(row: dict[str, Any]) -> None:
     at = row["progress"]
     if row["state"] in _STANDS:
         raise Conflict(f"{row['id']} {_STANDS[row['state']]}")
-    if row["state"] == "done" and row["kind"] in _HOLDS and not at["done"]:
+    if row["state"] == "done" and row.get("kind") in _HOLDS and not at["done"]:
         raise Conflict(f"{row['id']}: of {row['items']:,} entities none was {_HOLDS[row['kind']]}")
     if row["state"] == "undone" and at["done"] and not at["undone"]:
         raise Conflict(f"{row['id']}: none of {at['done']:,} could be undone")
