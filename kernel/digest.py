@@ -1,9 +1,11 @@
 """A digest of a class of the user's: it changes when what the class does may have changed.
 
-Made over the source of the class and, transitively, of the module-level definitions that it names,
-in its own module and in others of the user's folder. Comments, docstrings and blank lines do not
-count, nor do the module's name and the rest of it, so that code may move and a neighbour change.
-What libraries do is not seen. Source text is taken as it is (not its syntax tree), so that the
+Made over the source of the class and of the module-level statements of its own module that it
+names, transitively; and over the whole text of every other module of the user's that these import,
+by whatever way of importing and wherever it stands, and of those that such a module imports.
+Comments, docstrings and blank lines do not count, nor do the rest of the class's own module and its
+name, so that code may move and a neighbour change. What libraries do is not seen, nor an import
+whose name is made at run time. Source text is taken as it is (not its syntax tree), so that the
 digest is the same under every Python version.
 """
 
@@ -11,7 +13,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib
 import inspect
 import io
 import sys
@@ -19,15 +20,17 @@ import tokenize
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
+    package: str
     lines: tuple[str, ...]  # without comments
-    definitions: dict[str, list[ast.stmt]]
-    imports: dict[str, tuple[str, str]]  # local name → module, name there ("": the module itself)
+    definitions: dict[str, list[ast.stmt]]  # what makes or changes a name, at the module's level
+    imports: dict[str, set[str]]  # local name → modules; "*": they give names that nobody lists
 
 
 def roots_of(kind: type, folder: Path) -> tuple[Path, ...]:
@@ -54,82 +57,127 @@ def digest_of(
     ``roots``: see `roots_of`; ``not_code``: attributes of classes that are no part of what they do.
     """
     parts: list[str] = [f"={text}" for text in extra]
-    seen: set[tuple[str, str]] = set()
-    waiting = [(kind.__module__, kind.__qualname__)]
     if "." in kind.__qualname__:  # made inside a function or class: only its own text is seen
         parts.append(inspect.getsource(kind))
-    while waiting:
-        place = waiting.pop()
-        if place in seen:
-            continue
-        seen.add(place)
-        module_name, name = place
-        source = _source_of(module_name, roots)
-        if source is None:
-            continue
-        if not name:
-            parts.append("\n".join(source.lines))
-            continue
-        for node in source.definitions.get(name, ()):
-            parts.append(f"{name}\n{_text(source, node, not_code)}")
-            for used in _names_in(node, not_code):
-                if used in source.definitions:
-                    waiting.append((module_name, used))
-                elif used in source.imports:
-                    waiting.append(source.imports[used])
-        if name not in source.definitions and name in source.imports:
-            waiting.append(source.imports[name])
+    own = _source_of(kind.__module__, roots)
+    if own is not None:
+        modules = _own_parts(own, kind.__qualname__, not_code, parts)
+        seen: set[str] = set()
+        while modules:
+            name = modules.pop()
+            if name in seen:
+                continue
+            seen.add(name)
+            source = _source_of(name, roots)
+            if source is not None:
+                parts.append("\n".join(line for line in source.lines if line))
+                modules.update(*source.imports.values())
     return hashlib.sha256("\0".join(sorted(parts)).encode()).hexdigest()
 
 
+def _own_parts(source: _Source, name: str, not_code: frozenset[str], parts: list[str]) -> set[str]:
+    """Adds the text of what a class uses of its own module; the modules that this imports."""
+    modules = set(source.imports.get("*", ()))
+    seen: set[str] = set()
+    waiting = [name]
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        modules |= source.imports.get(name, set())
+        for node in source.definitions.get(name, ()):
+            parts.append(f"{name}\n{_text(source, node, not_code)}")
+            waiting.extend(_names_in(node, not_code))
+            for names in _imported(node, source.package).values():
+                modules |= names  # inside functions
+    return modules
+
+
 @cache
-def _source_of(module_name: str, roots: tuple[Path, ...]) -> _Source | None:
+def _source_of(name: str, roots: tuple[Path, ...]) -> _Source | None:
     """The source of a module of the user's; None: it is not one."""
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError:
+    top = name.partition(".")[0]
+    if top != name and not _is_users(_spec(top), roots):
+        return None  # nothing of a library's is imported on the way
+    spec = _spec(name)
+    if spec is None or not _is_users(spec, roots) or not (spec.origin or "").endswith(".py"):
         return None
-    file = getattr(module, "__file__", None)
-    if not file or not file.endswith(".py"):
-        return None
-    if not any(Path(file).resolve().is_relative_to(root) for root in roots):
-        return None
-    text = Path(file).read_text(encoding="utf-8")
+    text = Path(spec.origin or "").read_text(encoding="utf-8")
     tree = ast.parse(text)
     definitions: dict[str, list[ast.stmt]] = {}
-    imports: dict[str, tuple[str, str]] = {}
     for node in tree.body:
-        for name in _defined(node):
-            definitions.setdefault(name, []).append(node)
-        imports.update(_imported(node, module))
-    return _Source(tuple(_without_comments(text, tree)), definitions, imports)
+        for defined in dict.fromkeys(_defined(node)):
+            definitions.setdefault(defined, []).append(node)
+    package = name if spec.submodule_search_locations is not None else name.rpartition(".")[0]
+    lines = tuple(_without_comments(text, tree))
+    return _Source(package, lines, definitions, _imported(tree, package))
+
+
+def _spec(name: str) -> ModuleSpec | None:
+    try:
+        return find_spec(name)  # imports the packages that it is in
+    except Exception:  # noqa: BLE001 - no such module, or a package of the user's that fails
+        return None
+
+
+def _is_users(spec: ModuleSpec | None, roots: tuple[Path, ...]) -> bool:
+    if spec is None:
+        return False
+    places = [*(spec.submodule_search_locations or ()), spec.origin or ""]
+    for file in (Path(place).resolve() for place in places if place):
+        for root in roots:
+            if file.is_relative_to(root):
+                inside = file.relative_to(root).parts
+                # A virtual environment in the user's folder holds libraries.
+                if "site-packages" not in inside and "dist-packages" not in inside:
+                    return True
+    return False
 
 
 def _defined(node: ast.stmt) -> Iterator[str]:
+    """The names that a statement makes, or may change."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         yield node.name
     elif isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         for target in targets:
             yield from (n.id for n in ast.walk(target) if isinstance(n, ast.Name))
-    elif isinstance(node, ast.If | ast.Try | ast.With):
+    elif isinstance(node, ast.Import | ast.ImportFrom):
+        return
+    else:  # if, try, with, for, a call: whatever it names may be another thing afterwards
         for child in ast.walk(node):
-            if child is not node and isinstance(child, ast.stmt):
-                yield from _defined(child)
+            if isinstance(child, ast.Name):
+                yield child.id
+            elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                yield child.name
 
 
-def _imported(node: ast.stmt, module: ModuleType) -> Iterator[tuple[str, tuple[str, str]]]:
-    if isinstance(node, ast.Import):
-        for alias in node.names:
-            yield alias.asname or alias.name.partition(".")[0], (alias.name, "")
-    elif isinstance(node, ast.ImportFrom):
-        base = node.module or ""
-        if node.level:
-            package = module.__package__ or ""
-            parents = package.split(".")[: len(package.split(".")) - node.level + 1]
-            base = ".".join([*parents, *([node.module] if node.module else [])])
-        for alias in node.names:
-            yield alias.asname or alias.name, (base, alias.name)
+def _imported(tree: ast.AST, package: str) -> dict[str, set[str]]:
+    """By local name the modules that imports anywhere in a tree may run, parent packages too."""
+    found: dict[str, set[str]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                local = alias.asname or alias.name.partition(".")[0]
+                found.setdefault(local, set()).update(_with_parents(alias.name))
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                around = package.split(".") if package else []
+                parents = around[: len(around) - node.level + 1]
+                base = ".".join([*parents, *([node.module] if node.module else [])])
+            for alias in node.names:
+                names = found.setdefault(alias.asname or alias.name, set())
+                names.update(_with_parents(base))
+                names.add(f"{base}.{alias.name}")  # a module perhaps, or a name in one
+    return found
+
+
+def _with_parents(name: str) -> Iterator[str]:
+    """A module and its packages: importing it runs them."""
+    parts = name.split(".")
+    return (".".join(parts[:end]) for end in range(1, len(parts) + 1))
 
 
 def _names_in(node: ast.stmt, not_code: frozenset[str]) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kernel import usercode
+from kernel.digest import digest_of, roots_of
 from kernel.errors import ConfigurationError
 from projections.model import Definition
 from projections.registry import load
@@ -201,6 +203,106 @@ def test_the_digest_changes_with_the_code_that_the_class_uses_and_with_nothing_e
     assert digest(6, "x + LIMIT", "x - LIMIT") != same
     assert digest(7, "LIMIT = 3", "LIMIT = 4") != same
     assert digest(8, "(a int)", "(a bigint)") != same
+
+
+IMPORTS = {
+    "import package.module as name": (
+        "import shop.rules as rules", "rules.price(1)", "from shop.tax import RATE"),
+    "from package import module": (
+        "from shop import rules", "rules.price(1)", "from shop.tax import RATE"),
+    "from package import module, relative": (
+        "from .shop import rules", "rules.price(1)", "from .tax import RATE"),
+    "import package.module": (
+        "import shop.rules", "shop.rules.price(1)", "import shop.tax\nRATE = shop.tax.RATE"),
+    "inside a function": (
+        "", "__import_here__", "def rate():\n    from shop import tax\n    return tax.RATE"),
+    "inside try": (
+        "try:\n    from shop.rules import price\nexcept ImportError:\n    price = None",
+        "price(1)", "try:\n    from shop.tax import RATE\nexcept ImportError:\n    RATE = 0"),
+    "everything": ("from shop.rules import *", "price(1)", "from shop.tax import *"),
+}  # fmt: skip
+FOLD_OF = """
+from everstate.folds import Fold
+{imported}
+class Cart(Fold):
+    entity_type = "cart"
+    def initial(self):
+        return 0
+    def apply(self, state, event):
+        {local}
+        return {used}
+"""
+PROJECTION_OF = """
+from everstate.projections import Projection
+{imported}
+class Carts(Projection):
+    name = "carts"
+    version = 1
+    tables = "CREATE TABLE carts (a int)"
+    async def apply(self, transaction, event):
+        {local}
+        return {used}
+"""
+
+
+@pytest.mark.parametrize("template", [FOLD_OF, PROJECTION_OF], ids=["fold", "projection"])
+@pytest.mark.parametrize("style", IMPORTS)
+def test_the_digest_sees_what_other_modules_do_however_they_are_imported(
+    tmp_path: Path, style: str, template: str
+) -> None:
+    imported, used, further = IMPORTS[style]
+    local = "pass"
+    if used == "__import_here__":
+        local, used = "from shop.rules import rate", "rate()"
+    files = {
+        "app.py": template.format(imported=imported, used=used, local=local),
+        "shop/__init__.py": "",
+        "shop/rules.py": f"{further}\ndef price(x):\n    return x * RATE\n",
+        "shop/tax.py": "RATE = 1\n",
+        "shop/other.py": "RATE = 1\n",
+    }
+    package = "from .shop" in imported
+    found = [
+        _digest_elsewhere(tmp_path / str(number), {**files, **changed}, package=package)
+        for number, changed in enumerate(
+            [
+                {},
+                {"shop/other.py": "RATE = 2\n"},
+                {"shop/tax.py": "# a comment\nRATE = 1\n"},
+                {"shop/tax.py": "RATE = 2\n"},
+                {"shop/rules.py": files["shop/rules.py"].replace("x *", "x +")},
+            ]
+        )
+    ]
+    assert found[1] == found[2] == found[0], "what is not imported, and comments, do not count"
+    assert len({found[0], found[3], found[4]}) == 3
+
+
+def _digest_elsewhere(folder: Path, files: dict[str, str], *, package: bool) -> str:
+    """The digest of the one class of app.py, in a folder that was never seen before."""
+    inner = folder / "whole" if package else folder
+    if package:
+        files = {**files, "__init__.py": ""}
+    for name, text in files.items():
+        file = inner / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    before, path = set(sys.modules), list(sys.path)
+    sys.path.append(str(folder))
+    try:
+        importlib.invalidate_caches()
+        module = importlib.import_module("whole.app" if package else "app")
+        [kind] = [
+            value
+            for value in vars(module).values()
+            if isinstance(value, type) and value.__module__ == module.__name__
+        ]
+        return digest_of(kind, roots_of(kind, folder))
+    finally:
+        sys.path[:] = path
+        for name in set(sys.modules) - before:
+            if name.partition(".")[0] in {"whole", "app", "shop"}:
+                del sys.modules[name]
 
 
 @pytest.mark.parametrize("character", ["\f", "\x1c", "\x85", "\u2028"])
