@@ -203,6 +203,8 @@ class Draft:
                 body.consumers, body.warnings = each.consumers, list(each.warnings)
                 body.estimated_seconds, body.sentence = each.estimated_seconds, each.sentence
                 body.undoable = each.undoable
+                body.events += each.events
+                body.bytes += each.bytes
                 if each.samples:
                     body.samples, self._sampled = each.samples[:SAMPLES], True
                 continue
@@ -219,7 +221,10 @@ class Draft:
             body.warnings.insert(0, kind.irreversible)
         if not body.estimated_seconds:
             speed: float = getattr(kind, "items_per_second", ITEMS_PER_SECOND)
-            body.estimated_seconds = round(body.items / min(speed, self._rate or speed), 1)
+            amount = body.items
+            if is_task(kind) and hasattr(kind, "events_per_second"):
+                speed, amount = kind.events_per_second, body.events
+            body.estimated_seconds = round(amount / min(speed, self._rate or speed), 1)
         if not body.sentence:
             body.sentence = kind.describe(body, self._context)
         self.digest = self._hash.hexdigest()

@@ -40,7 +40,7 @@ def plan(row: dict[str, Any]) -> None:
     say = typer.echo
     say(f"Plan {row['id']}: {row['kind']}. NOTHING HAS BEEN CHANGED YET.")
     about(row)
-    if row["items"] == 0 and not row["target"]:
+    if row["items"] == 0:
         say("\nThere is nothing to do.")
         return
     say(f"  expires     {row['expires_at'][:19]}Z")
@@ -58,17 +58,18 @@ def about(row: dict[str, Any]) -> None:
     say = typer.echo
     say(f"\n  {printable(row['sentence'])}\n")
     about = " (estimated)" if row.get("bytes_estimated") else ""
-    say(
-        f"  acts on     {row['items']:,} of {row['entities']:,} entities: "
-        f"{row['events']:,} events" + (f", {_size(row['bytes'])}{about}" if row["bytes"] else "")
-    )
+    what = f"{row['items']:,} of {row['entities']:,} entities: "
+    if row["target"]:  # a task: its items need not be entities
+        some = f"{row['entities']:,} entities, " if row["entities"] else ""
+        what = f"{printable(row['target'])}: {some}"
+    size = f", {_size(row['bytes'])}{about}" if row["bytes"] else ""
+    say(f"  acts on     {what}{row['events']:,} events{size}")
     left = sum(row["excluded"].values())
     say(f"  leaves out  {left:,}, because" if left else "  leaves out  nothing")
     for code, count in sorted(row["excluded"].items(), key=lambda pair: -pair[1]):
         say(f"    {count:>10,}  {why(code)}")
     for consumer in row["consumers"]:
-        pairs = ", ".join(f"{key} {value}" for key, value in consumer.items())
-        say(f"  needed by   {printable(pairs)}")
+        say(f"  {printable(_reader(consumer))}")
     for warning in row["warnings"]:
         say(f"  WARNING     {printable(warning)}")
     if row["undoable"]:
@@ -78,6 +79,16 @@ def about(row: dict[str, Any]) -> None:
         say("  undo        NO: this cannot be undone")
     if row["estimated_seconds"]:
         say(f"  takes       about {_span(max(1, round(row['estimated_seconds'])))}")
+
+
+def _reader(row: dict[str, Any]) -> str:
+    """Who needs events that would go, or the group that a task is about."""
+    if "entities" in row:
+        at = "" if row["position"] is None else f", which is at position {row['position']:,}"
+        return f"needed by   {row['name']}{at}: keeps {row['entities']:,} entities out"
+    words = {"members": "members", "again": "events come again", "skipped": "events never come"}
+    parts = [f"{row[key]:,} {words.get(key, key)}" for key in row if key != "name"]
+    return f"group       {row['name']}: {', '.join(parts)}"
 
 
 def why(code: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from kernel import sql
 from kernel.errors import InternalError, InvalidArgument
 from operations.kinds.base import Context
 from operations.model import OperationRow, PlanBody, Selection
@@ -74,6 +75,14 @@ async def positions_of(context: Context, last: int) -> tuple[int, int]:
     if context.selection.to is not None and context.selection.to.time_us:
         high -= 1  # what happened at that time is not meant any more
     return low, high
+
+
+async def average_bytes(context: Context, log_id: int) -> float:
+    """Payload bytes of a log's average event, for estimates."""
+    row = await context.database.fetchrow(
+        sql.load("operations", "average_bytes", context.database.schema), log_id, timeout=30
+    )
+    return float(row["bytes"]) if row else 0.0
 
 
 def running(context: Context) -> OperationRow:

@@ -16,7 +16,7 @@ from kernel.database import Connection
 from kernel.errors import InvalidArgument
 from operations import marks, needs, selection
 from operations.kinds.base import Candidate, Context, Need
-from operations.kinds.common import count, entities, only, running, uuid_of
+from operations.kinds.common import average_bytes, count, entities, only, running, uuid_of
 from operations.model import Excluded, Item, ItemState, Outcome, PlanBody, Planned, Policy
 from operations.where import parse_time
 from snapshots.folding import before
@@ -106,7 +106,7 @@ class Compact:
             if (found := covering.get(each.entity_key)) is None or found[0] < each.floor
         ]
         nothing = await self._nothing(bare, context, last, bound)
-        average = await _average_bytes(context)
+        average = await average_bytes(context, context.log_id)
         lowest = {name: _lowest(context.needs, name) for name in {e.entity_type for e in page}}
         judged: list[Planned | Excluded] = []
         for each in page:
@@ -275,14 +275,6 @@ def _lowest(behind: Sequence[Need], entity_type: str) -> Need | None:
         key=lambda need: need.position,
         default=None,
     )
-
-
-async def _average_bytes(context: Context) -> float:
-    row = await context.database.fetchrow(
-        sql.load("operations", "average_bytes", context.database.schema), context.log_id,
-        timeout=_SECONDS,
-    )  # fmt: skip
-    return float(row["bytes"]) if row else 0.0
 
 
 def _size(size: float) -> str:

@@ -6,7 +6,7 @@ build keeps it. Workers that have the projection's code do the work; here it is 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -15,7 +15,15 @@ import orjson
 from kernel import sql
 from kernel.errors import Conflict, EverstateError, InvalidArgument, NotFound, Unavailable
 from operations.kinds.base import Advance, Context
-from operations.kinds.common import count, flag, no_selection, only, positions_of, uuid_of
+from operations.kinds.common import (
+    average_bytes,
+    count,
+    flag,
+    no_selection,
+    only,
+    positions_of,
+    uuid_of,
+)
 from operations.model import Item, OperationRow, PlanBody, Policy, Selection
 from projections import control
 from projections import replay as replays
@@ -23,6 +31,7 @@ from projections.control import ProjectionRow
 from projections.rebuild import GRACE, Ordered, Rebuilds
 from projections.replay import ReplayRow
 
+_SECONDS = 30.0
 _UNDER_WAY = ("ordered", "building", "ready")
 
 
@@ -38,6 +47,7 @@ class Replay:
         " do not."
     )
     pausable: ClassVar[bool] = False
+    events_per_second: ClassVar[float] = 20_000.0
 
     def parameters(self, given: Mapping[str, Any]) -> None:
         """None are taken; the operation's rate is events a second for each segment."""
@@ -54,7 +64,7 @@ class Replay:
         if chosen.entities:
             for kind, entity_id in chosen.entities:
                 yield Item(0, entity_type=kind, entity_id=entity_id)
-            body = PlanBody(entities=len(chosen.entities))
+            body = await _named(context, chosen.entities)
             what = count(body.entities, "entity", "entities")
         elif chosen.types:
             for kind in chosen.types:
@@ -68,12 +78,13 @@ class Replay:
         else:
             low, high = chosen.from_position, chosen.to_position
             yield Item(0, position=low, target=high)
-            body = PlanBody()
+            body = PlanBody(events=high - low + 1)
             what = f"every entity that has an event at positions {low} to {high}"
         body.sentence = (
             f"Delete the rows of {what} from projection {target!r} and make them again from their"
             " events; readers see either, whole."
         )
+        body.bytes = int(body.events * await average_bytes(context, context.log_id))
         body.warnings = _standing(row)
         yield body
 
@@ -120,6 +131,16 @@ class Replay:
     async def _running(self, operation: OperationRow, context: Context) -> str | None:
         newest = await replays.list_replays(context.database, operation.target, 1)
         return newest[0].replay_id if newest and newest[0].state == "running" else None
+
+
+async def _named(context: Context, entities: Sequence[tuple[str, str]]) -> PlanBody:
+    """How many entities were named, and the events of those that are there."""
+    kinds, ids = zip(*entities, strict=True)
+    row = await context.database.fetchrow(
+        sql.load("operations", "entities_events", context.database.schema),
+        context.log_id, kinds, ids, timeout=_SECONDS,
+    )  # fmt: skip
+    return PlanBody(entities=len(entities), events=row["events"])
 
 
 def _watched(row: ReplayRow, operation: OperationRow) -> Advance:
@@ -202,6 +223,7 @@ class Rebuild:
     undoable: ClassVar[bool] = True
     irreversible: ClassVar[str] = ""
     pausable: ClassVar[bool] = False
+    events_per_second: ClassVar[float] = 20_000.0
 
     def parameters(self, given: Mapping[str, Any]) -> RebuildParameters:
         """``auto_switch``, by default false."""
@@ -219,7 +241,11 @@ class Rebuild:
         busy = await _under_way(context, target)
         if busy is not None:
             raise busy
-        yield Item(0, entity_id=target, target=row.version, position=row.build, events=row.head)
+        log_id = (await context.journal.open_log(row.log, _SECONDS)).log_id
+        size = int(row.head * await average_bytes(context, log_id))
+        yield Item(
+            0, entity_id=target, target=row.version, position=row.build, events=row.head, bytes=size
+        )
         then = (
             "and switch readers to them once they have caught up"
             if context.parameters.auto_switch

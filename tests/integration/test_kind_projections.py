@@ -10,8 +10,10 @@ import pytest
 from journal.store import StoreJournal
 from kernel.errors import Conflict, InvalidArgument, NotFound
 from operations.kinds import kind_named
+from operations.kinds.base import Environment
 from operations.kinds.common import uuid_of
-from operations.model import Moment, Selection
+from operations.model import Moment, PlanBody, PlanRequest, Selection
+from operations.planner import Draft, context_of
 from projections import control, replay, sqlfile
 from projections.model import Definition
 from projections.rebuild import Rebuilds
@@ -370,3 +372,28 @@ def test_bad_parameters_are_refused_with_their_name(
     with pytest.raises(InvalidArgument) as refused:
         kind_named(kind).parameters(given)
     assert refused.value.field == field
+
+
+async def test_plans_of_tasks_say_how_much_they_read(hand: Hand) -> None:
+    """In the body as it is kept: what the kind says, not only what its items add up to."""
+
+    async def drafted(kind: str, **selection: Any) -> PlanBody:
+        request = PlanRequest(kind, Selection(**selection), "sums")
+        context = await context_of(
+            hand.database, hand.journal, kind_named(kind), request, Environment()
+        )
+        draft = Draft(context, kind_named(kind), "sums")
+        assert [item.no async for batch in draft.batches() for item in batch]
+        return draft.body
+
+    two = (("thing", "thing-3"), ("thing", "thing-4"), ("thing", "nobody"))
+    for kind, selection, expected in (
+        ("replay", {"types": ("thing",)}, (20, 1, 60)),
+        ("replay", {"entities": two}, (3, 3, 6)),
+        ("replay", {"from_": Moment(21), "to": Moment(40)}, (0, 1, 20)),
+        ("rebuild", {}, (0, 1, 60)),
+    ):
+        body = await drafted(kind, **selection)
+        assert (body.entities, body.items, body.events) == expected
+        assert body.bytes > 0
+        assert len(body.samples) == body.items
