@@ -364,10 +364,14 @@ def test_a_waited_for_operation_ends_with_these_exit_codes() -> None:
         operation_words.judge(row | {"state": state})
     with pytest.raises(errors.Conflict, match="none of 3 could be undone"):
         operation_words.judge(row | {"state": "undone", "progress": {"done": 3, "undone": 0}})
-    for state in ("failed", "review", "cancelled", "expired"):
+    for state in ("failed", "review", "cancelled", "expired", "planned", "awaiting", "paused"):
         with pytest.raises(errors.Conflict) as refused:
             operation_words.judge(row | {"state": state})
         assert EXIT_CODES[type(refused.value)] == 4
+    for kind in ("hold", "release"):
+        idle = {"state": "done", "kind": kind, "items": 2, "progress": {"done": 0, "undone": 0}}
+        with pytest.raises(errors.Conflict, match="of 2 entities none was"):
+            operation_words.judge(row | idle)
     late = operation_words._late(row | {"state": "running"}, 1)
     assert EXIT_CODES[type(late)] == 6
 
