@@ -18,7 +18,7 @@ from kernel.errors import Conflict, DeadlineExceeded, InvalidArgument, NotFound
 from projections import replay as replays
 from projections.compare import Comparison
 from projections.model import views_schema
-from projections.rebuild import SWITCH_WITHIN, Rebuilds
+from projections.rebuild import SWITCH_WITHIN, First, Rebuilds
 from projections.replay import ReplayRow, Selection
 
 MAX_PAGE = 1_000
@@ -306,8 +306,9 @@ async def get_build(
 
 
 async def rebuild(
-    database: Database, name: str, *, auto_switch: bool = False, timeout: float = 10
-) -> ProjectionRow:
+    database: Database, name: str, *, auto_switch: bool = False, first: First | None = None,
+    timeout: float = 10,
+) -> ProjectionRow:  # fmt: skip
     """Orders another build of the live version beside it; the row of the new build.
 
     A worker fills it; readers are not concerned until `switch`, or, with ``auto_switch``, until it
@@ -317,7 +318,9 @@ async def rebuild(
         NotFound: there is none of this name. Conflict: another build is under way.
 
     """
-    key = await Rebuilds(database).order(name, auto_switch=auto_switch, timeout=timeout)
+    key = await Rebuilds(database).order(
+        name, auto_switch=auto_switch, first=first, timeout=timeout
+    )
     return await get_build(database, name, *key, timeout=timeout)
 
 
@@ -328,6 +331,7 @@ async def switch(
     build: int = 1,
     *,
     within: timedelta = SWITCH_WITHIN,
+    first: First | None = None,
 ) -> ProjectionRow:
     """Shows readers the build that is ready, or the named one; the row of what is live then.
 
@@ -338,13 +342,13 @@ async def switch(
 
     """
     await Rebuilds(database).switch(
-        name, None if version is None else (version, build), within=within
+        name, None if version is None else (version, build), within=within, first=first
     )
     return await get_projection(database, name)
 
 
 async def rollback(
-    database: Database, name: str, *, within: timedelta = SWITCH_WITHIN
+    database: Database, name: str, *, within: timedelta = SWITCH_WITHIN, first: First | None = None
 ) -> ProjectionRow:
     """Shows readers the build that was live before; the row of what is live then.
 
@@ -352,20 +356,22 @@ async def rollback(
         NotFound, Conflict, Unavailable: see `Rebuilds.rollback`.
 
     """
-    await Rebuilds(database).rollback(name, within=within)
+    await Rebuilds(database).rollback(name, within=within, first=first)
     return await get_projection(database, name)
 
 
 async def discard(
-    database: Database, name: str, version: int | None = None, build: int = 1
-) -> ProjectionRow:
+    database: Database, name: str, version: int | None = None, build: int = 1,
+    *, first: First | None = None,
+) -> ProjectionRow:  # fmt: skip
     """Gives up a build that is not live (by default the one under way); its row.
 
     Raises:
         NotFound: there is none. Conflict: it is live.
 
     """
-    key = await Rebuilds(database).discard(name, None if version is None else (version, build))
+    chosen = None if version is None else (version, build)
+    key = await Rebuilds(database).discard(name, chosen, first=first)
     return await get_build(database, name, *key)
 
 
@@ -389,6 +395,7 @@ async def replay(
     reason: str,
     principal: str = "",
     rate: float | None = None,
+    first: First | None = None,
 ) -> ReplayRow:
     """Orders that entities of the live build are deleted and made again from their events.
 
@@ -400,7 +407,7 @@ async def replay(
 
     """
     return await replays.order(
-        database, name, selection, reason=reason, principal=principal, rate=rate
+        database, name, selection, reason=reason, principal=principal, rate=rate, first=first
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -23,6 +23,9 @@ from kernel.errors import Conflict, EverstateError, NotFound, Unavailable
 from projections import compare as tables
 from projections.compare import Comparison
 from projections.model import reader_role, role_name, schema_name, views_schema
+
+First = Callable[[Connection], Awaitable[None]]
+"""What is done at the beginning of a transaction, by whoever ordered it; it may refuse."""
 
 GRACE = timedelta(hours=24)
 """How long a previous build is kept up to date after a switch."""
@@ -153,18 +156,22 @@ class Rebuilds:
         *,
         auto_switch: bool = False,
         operation: str | None = None,
+        first: First | None = None,
         timeout: float = 10,
     ) -> tuple[int, int]:
         """Orders another build of the live version; a worker that has its code fills it.
 
         ``auto_switch``: readers are switched to it as soon as it has caught up. ``operation`` (a
-        UUID): a build that it has ordered before is not ordered again. Returns (version, build).
+        UUID): a build that it has ordered before is not ordered again. ``first``: done before, in
+        the same transaction. Returns (version, build).
 
         Raises:
             NotFound: there is no such projection. Conflict: another build is under way.
 
         """
         async with self._locked(name, timeout) as (connection, state):
+            if first is not None:
+                await first(connection)
             if operation is not None:
                 row = await connection.fetchrow(self._sql("rebuild_of"), name, operation)
                 if row is not None:
@@ -191,17 +198,20 @@ class Rebuilds:
         return None if row is None else Ordered(**row)
 
     async def discard(
-        self, name: str, key: tuple[int, int] | None = None, *, timeout: float = 10
-    ) -> tuple[int, int]:
+        self, name: str, key: tuple[int, int] | None = None, *, first: First | None = None,
+        timeout: float = 10,
+    ) -> tuple[int, int]:  # fmt: skip
         """Gives up a build that is not live; its tables are dropped soon after.
 
-        ``key``: (version, build); None: the one that is under way or failed.
+        ``key``: (version, build); None: the one that is under way or failed. ``first``: as `order`.
 
         Raises:
             NotFound: there is no such projection or build. Conflict: it is live.
 
         """
         async with self._locked(name, timeout) as (connection, state):
+            if first is not None:
+                await first(connection)
             if key is None:
                 target = next(
                     (b for b in state.builds if b.state not in ("live", "previous")), None
@@ -226,6 +236,7 @@ class Rebuilds:
         key: tuple[int, int] | None = None,
         *,
         within: timedelta = SWITCH_WITHIN,
+        first: First | None = None,
     ) -> Build:
         """Shows readers another build: ``key`` (version, build), or the one that is ready.
 
@@ -238,16 +249,18 @@ class Rebuilds:
             Unavailable: long queries held the views all the time.
 
         """
-        return await self._go(name, key, ("ready", "previous"), "ready", within)
+        return await self._go(name, key, ("ready", "previous"), "ready", within, first)
 
-    async def rollback(self, name: str, *, within: timedelta = SWITCH_WITHIN) -> Build:
+    async def rollback(
+        self, name: str, *, within: timedelta = SWITCH_WITHIN, first: First | None = None
+    ) -> Build:
         """Shows readers the build that was live before, with the promises of `switch`.
 
         Raises:
             As `switch`; Conflict: there is no previous build, or nobody keeps it up to date.
 
         """
-        return await self._go(name, None, ("previous",), "previous", within)
+        return await self._go(name, None, ("previous",), "previous", within, first)
 
     async def _go(
         self,
@@ -256,10 +269,13 @@ class Rebuilds:
         states: Sequence[str],
         wanted: str,
         within: timedelta,
+        first: First | None,
     ) -> Build:
         end = time.monotonic() + within.total_seconds()
         patience = time.monotonic() + within.total_seconds() / 2
         async with self._locked(name) as (connection, state):
+            if first is not None:  # who asks is kept, whether readers can be switched or not
+                await first(connection)
             if key is not None and key == state.live.key:
                 return state.live
             target = _choose(name, state, key, states, wanted)

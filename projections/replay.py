@@ -30,6 +30,7 @@ from projections import store
 from projections.builds import search_path
 from projections.execute import Applier, Moved, Poison, Target, Transaction, batch_seconds
 from projections.model import Definition, Segment
+from projections.rebuild import First
 
 MAX_ENTITIES = 1_000
 MAX_TYPES = 100
@@ -149,11 +150,13 @@ async def order(
     principal: str = "",
     rate: float | None = None,
     replay_id: str | None = None,
+    first: First | None = None,
     timeout: float = 10,
 ) -> ReplayRow:
     """Orders a replay into the live build; workers do it. ``rate``: events a second and segment.
 
     ``replay_id`` (a UUID): one that was ordered before is not ordered again, its row is returned.
+    ``first``: done before, in the same transaction.
 
     Raises:
         NotFound: there is no such projection. InvalidArgument: names the field and the limit.
@@ -171,6 +174,8 @@ async def order(
         row = await store.run(connection, "rebuild_lock", schema, name)
         if row is None:
             raise NotFound(f"there is no projection {name!r}")
+        if first is not None:
+            await first(connection)
         key = name, row["live_version"], row["live_build"]
         before = await connection.fetch(
             store.statement("replays", schema), name, replay_id, 1, None

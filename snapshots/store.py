@@ -100,7 +100,7 @@ class SnapshotStore:
     """The snapshots of a database's entities."""
 
     def __init__(self, database: Database, journal: StoreJournal) -> None:
-        self._database = database
+        self._database = self.database = database
         self._journal = journal
 
     def _sql(self, name: str) -> str:

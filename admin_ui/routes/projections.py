@@ -18,6 +18,7 @@ from kernel import clock
 from kernel.database import Database
 from kernel.errors import InvalidArgument
 from kernel.principals import PAYLOAD, Role
+from operations.doors import Through, through
 from projections import control
 from projections.control import ParkedRow, Passed, ProjectionRow, SegmentRow
 
@@ -165,7 +166,12 @@ async def resume(request: Request, name: str) -> Response:
 async def rebuild(request: Request, name: str, body: Order | None = None) -> Response:
     """Orders another build beside the live one; the answer is the new build."""
     order = body or Order(auto_switch=False)
-    made = await control.rebuild(database_of(request), name, auto_switch=order.auto_switch)
+    made = await control.rebuild(
+        database_of(request),
+        name,
+        auto_switch=order.auto_switch,
+        first=door(request, name, "rebuild", "ProjectionRebuildOrdered"),
+    )
     return answer(request, made, 202)
 
 
@@ -174,14 +180,23 @@ async def switch(request: Request, name: str, body: Which | None = None) -> Resp
     """Shows readers the build that is ready, or the named one."""
     which = body or _NONE
     return answer(
-        request, await control.switch(database_of(request), name, which.version, which.build)
-    )
+        request,
+        await control.switch(
+            database_of(request), name, which.version, which.build,
+            first=door(request, name, "rebuild", "ProjectionSwitched"),
+        ),
+    )  # fmt: skip
 
 
 @needs(Role.OPERATOR)
 async def rollback(request: Request, name: str) -> Response:
     """Shows readers the build that was live before."""
-    return answer(request, await control.rollback(database_of(request), name))
+    return answer(
+        request,
+        await control.rollback(
+            database_of(request), name, first=door(request, name, "rebuild", "ProjectionRolledBack")
+        ),
+    )
 
 
 @needs(Role.OPERATOR)
@@ -189,8 +204,12 @@ async def discard(request: Request, name: str, body: Which | None = None) -> Res
     """Gives up a build that is not live: by default the one under way."""
     which = body or _NONE
     return answer(
-        request, await control.discard(database_of(request), name, which.version, which.build)
-    )
+        request,
+        await control.discard(
+            database_of(request), name, which.version, which.build,
+            first=door(request, name, "rebuild", "ProjectionBuildDiscarded"),
+        ),
+    )  # fmt: skip
 
 
 @needs(Role.OPERATOR)
@@ -199,6 +218,12 @@ async def compare(request: Request, name: str, body: Which | None = None) -> Res
     which = body or _NONE
     found = await control.compare(database_of(request), name, which.version, which.build)
     return answer(request, {**plain(found), "equal": found.equal})
+
+
+def door(request: Request, name: str, kind: str, type_: str) -> Through:
+    """What a direct order about a projection does first: policy and audit of the kind."""
+    schema, data = database_of(request).schema, {"projection": name, "direct": True}
+    return through(schema, kind, ("projection", name), type_, data, caller(request).identity)
 
 
 def database_of(request: Request) -> Database:

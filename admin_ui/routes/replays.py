@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request, Response
 from pydantic import Field
 
 from admin_ui.access import caller, needs
-from admin_ui.routes.projections import Body, Limit, Next, answer, database_of
+from admin_ui.routes.projections import Body, Limit, Next, answer, database_of, door
 from admin_ui.shapes import Page
 from kernel.errors import InvalidArgument
 from kernel.ids import check_uuid
@@ -57,6 +57,7 @@ async def order(request: Request, name: str, body: Order) -> Response:
     row = await control.replay(
         database_of(request), name, selection,
         reason=body.reason, principal=caller(request).name, rate=body.rate,
+        first=door(request, name, "replay", "ProjectionReplayOrdered"),
     )  # fmt: skip
     return answer(request, row, 202)
 

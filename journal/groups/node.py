@@ -33,7 +33,7 @@ from journal.groups.model import (
     check_group_name,
 )
 from journal.groups.session import Session
-from journal.groups.store import GroupStore, PartitionView
+from journal.groups.store import First, GroupStore, PartitionView
 from journal.model import SubscribeQuery
 from journal.store import StoreJournal
 from journal.subscriptions import Delivery
@@ -417,12 +417,15 @@ class Groups:
         """A page of groups."""
         return await self.store.list_groups(page_size=page_size, page_token=page_token)
 
-    async def seek(self, name: str, position: int) -> Group:
-        """Moves a group. Raises `OutOfRange` for what the log does not hold."""
+    async def seek(self, name: str, position: int, *, first: First | None = None) -> Group:
+        """Moves a group. ``first``: done before, in the same transaction.
+
+        Raises `OutOfRange` for what the log does not hold.
+        """
         group = await self._named(name)
         opened = await self._journal.open_log(group.log, 10)
         watermark = await watermark_of(self._journal, "position", opened.log_id, position)
-        await self.store.seek(group.group_id, watermark)
+        await self.store.seek(group.group_id, watermark, first=first)
         self._changed(group.group_id)
         return await self.store.get(name)
 
@@ -436,27 +439,32 @@ class Groups:
         )
 
     async def replay(
-        self, name: str, selection: ParkedSelection, rate: float, *, dry_run: bool
-    ) -> ParkedCount:
-        """Delivers parked events again."""
+        self, name: str, selection: ParkedSelection, rate: float, *, dry_run: bool,
+        first: First | None = None,
+    ) -> ParkedCount:  # fmt: skip
+        """Delivers parked events again. ``first``: as `seek`."""
         if not 0 <= rate <= 1e6:
             raise InvalidArgument("rate", f"{rate} is not within 0..1000000 a second")
         group = await self._named(name)
         if dry_run:
             return await self.store.count_selected(group.group_id, selection, ["parked"])
         hold = not group.settings.skip_parked
-        done = await self.store.replay(group.group_id, selection, rate, hold=hold, now=clock.now())
+        done = await self.store.replay(
+            group.group_id, selection, rate, hold=hold, now=clock.now(), first=first
+        )
         self._changed(group.group_id)
         return done
 
-    async def discard(self, name: str, selection: ParkedSelection, *, dry_run: bool) -> ParkedCount:
-        """Takes parked events off the list."""
+    async def discard(
+        self, name: str, selection: ParkedSelection, *, dry_run: bool, first: First | None = None
+    ) -> ParkedCount:
+        """Takes parked events off the list. ``first``: as `seek`."""
         group = await self._named(name)
         if dry_run:
             states = ["parked", "held", "replaying"]
             return await self.store.count_selected(group.group_id, selection, states)
         hold = not group.settings.skip_parked
-        done = await self.store.discard(group.group_id, selection, hold=hold)
+        done = await self.store.discard(group.group_id, selection, hold=hold, first=first)
         self._changed(group.group_id)
         return done
 

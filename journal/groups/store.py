@@ -42,6 +42,10 @@ OPERATION_ROWS = 2_000
 """Parked events that one transaction of a replay or discard takes: holders wait for it."""
 
 
+First = Callable[[Connection], Awaitable[None]]
+"""What is done at the beginning of a transaction, by whoever ordered it; it may refuse."""
+
+
 def no_group(name: str) -> NotFound:
     """What is said of a group that is not there."""
     return NotFound(f"there is no consumer group {name!r}")
@@ -215,9 +219,15 @@ class GroupStore:
         groups = tuple(map(_group, rows[:size]))
         return GroupPage(groups, groups[-1].name if len(rows) > size else "")
 
-    async def seek(self, group_id: int, watermark: int, *, timeout: float = 10) -> None:
-        """All partitions go on after this position; who has them has lost them."""
+    async def seek(
+        self, group_id: int, watermark: int, *, first: First | None = None, timeout: float = 10
+    ) -> None:
+        """All partitions go on after this position; who has them has lost them. ``first``: what is
+        done before, in the same transaction.
+        """
         async with self.database.connection(timeout, writing=True) as connection, _tx(connection):
+            if first is not None:
+                await first(connection)
             await connection.fetch(self._sql("group_lock"), group_id)
             await connection.execute(self._sql("group_seek"), group_id, watermark, None)
 
@@ -431,9 +441,12 @@ class GroupStore:
 
     async def replay(
         self, group_id: int, selection: ParkedSelection, rate: float, *, hold: bool, now: datetime,
-        timeout: float = 30,
+        first: First | None = None, timeout: float = 30,
     ) -> ParkedCount:  # fmt: skip
-        """Marks parked events for delivery, ``rate`` a second (0: at once)."""
+        """Marks parked events for delivery, ``rate`` a second (0: at once).
+
+        ``first``: as `seek`.
+        """
         count = await self.count_selected(group_id, selection, ["parked"])
         gap = 1 / rate if rate else 0.0
         done = 0
@@ -448,17 +461,19 @@ class GroupStore:
         after = 0
         while True:
             rows = await self._operate(
-                group_id, batch, after, hold=hold, off=False, timeout=timeout
+                group_id, batch, after, hold=hold, off=False, first=first, timeout=timeout
             )
+            first = None
             done += len(rows)
             if len(rows) < OPERATION_ROWS:
                 return replace(count, events=done)
             after = max(row[0] for row in rows)
 
     async def discard(
-        self, group_id: int, selection: ParkedSelection, *, hold: bool, timeout: float = 30
-    ) -> ParkedCount:
-        """Takes events off the list for good."""
+        self, group_id: int, selection: ParkedSelection, *, hold: bool, first: First | None = None,
+        timeout: float = 30,
+    ) -> ParkedCount:  # fmt: skip
+        """Takes events off the list for good. ``first``: as `seek`."""
         count = await self.count_selected(group_id, selection, ["parked", "held", "replaying"])
         done = after = 0
 
@@ -469,16 +484,22 @@ class GroupStore:
             return found
 
         while True:
-            rows = await self._operate(group_id, batch, after, hold=hold, off=True, timeout=timeout)
+            rows = await self._operate(
+                group_id, batch, after, hold=hold, off=True, first=first, timeout=timeout
+            )
+            first = None
             done += len(rows)
             if len(rows) < OPERATION_ROWS:
                 return replace(count, events=done)
             after = max(row[0] for row in rows)
 
     async def _operate(
-        self, group_id: int, batch: _Batch, after: int, *, hold: bool, off: bool, timeout: float
-    ) -> list[Any]:
+        self, group_id: int, batch: _Batch, after: int, *, hold: bool, off: bool,
+        first: First | None, timeout: float,
+    ) -> list[Any]:  # fmt: skip
         async with self.database.connection(timeout, writing=True) as connection, _tx(connection):
+            if first is not None:
+                await first(connection)
             await connection.fetch(self._sql("group_lock"), group_id)
             rows: list[Any] = await batch(connection, after)
             if rows:

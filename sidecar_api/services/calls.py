@@ -44,3 +44,11 @@ class Service(Protocol):
     def drain(self) -> None:
         """The node stops: long calls end as soon as they can."""
         ...
+
+
+def caller_of(context: Any) -> str:
+    """Who calls, for the audit: the network it comes from, and its certificate's name if any."""
+    address = str(context.peer()).rsplit(":", 1)[0]
+    names = context.auth_context().get("x509_common_name") or ()
+    name = b"".join(names).decode(errors="replace")[:64]
+    return f"grpc:{name}@{address}" if name else f"grpc:{address}"

@@ -23,9 +23,10 @@ from journal.groups.node import Groups
 from journal.groups.session import Output, Session
 from journal.rows import Names
 from kernel.errors import DeadlineExceeded, EverstateError, InternalError, InvalidArgument
+from operations.doors import Through, through
 from sidecar_api import convert
 from sidecar_api.generated import group_pb2 as pb
-from sidecar_api.services.calls import BadMessage, Method
+from sidecar_api.services.calls import BadMessage, Method, caller_of
 from sidecar_api.services.journal import write
 
 log = structlog.get_logger(__name__)
@@ -113,8 +114,14 @@ class GroupService:
             groups=map(group_message, page.groups), next_page_token=page.next_page_token
         )
 
-    async def seek(self, request: pb.SeekRequest, _context: Context) -> pb.Group:
-        return group_message(await self._groups.seek(request.group, request.position))
+    async def seek(self, request: pb.SeekRequest, context: Context) -> pb.Group:
+        first = self._door("seek", request.group, "GroupSought", context)
+        return group_message(await self._groups.seek(request.group, request.position, first=first))
+
+    def _door(self, kind: str, group: str, type_: str, context: Context) -> Through:
+        schema = self._groups.store.database.schema
+        data = {"group": group, "direct": True}
+        return through(schema, kind, ("group", group), type_, data, caller_of(context))
 
     # Parked events
 
@@ -129,21 +136,23 @@ class GroupService:
         )
 
     async def replay_parked(
-        self, request: pb.ReplayParkedRequest, _context: Context
+        self, request: pb.ReplayParkedRequest, context: Context
     ) -> pb.ReplayParkedResponse:
         count = await self._groups.replay(
-            request.group, _selection(request.selection), request.rate, dry_run=request.dry_run
-        )
+            request.group, _selection(request.selection), request.rate, dry_run=request.dry_run,
+            first=self._door("replay-parked", request.group, "ParkedReplayed", context),
+        )  # fmt: skip
         return pb.ReplayParkedResponse(
             events=count.events, entities=count.entities, held=count.held
         )
 
     async def discard_parked(
-        self, request: pb.DiscardParkedRequest, _context: Context
+        self, request: pb.DiscardParkedRequest, context: Context
     ) -> pb.DiscardParkedResponse:
         count = await self._groups.discard(
-            request.group, _selection(request.selection), dry_run=request.dry_run
-        )
+            request.group, _selection(request.selection), dry_run=request.dry_run,
+            first=self._door("discard-parked", request.group, "ParkedDiscarded", context),
+        )  # fmt: skip
         return pb.DiscardParkedResponse(
             events=count.events, entities=count.entities, held=count.held
         )

@@ -9,8 +9,9 @@ from journal.model import NewSnapshot
 from journal.preparation import check_written_log
 from journal.queries import check_page_size
 from kernel.errors import InvalidArgument, NotFound, PermissionDenied
+from operations.doors import check
 from sidecar_api.generated import snapshot_pb2 as pb
-from sidecar_api.services.calls import Method
+from sidecar_api.services.calls import Method, caller_of
 from snapshots.model import KEPT_AT_LEAST, EntityType, SnapshotInfo, TypeSettings
 from snapshots.store import SnapshotStore, TypeStore
 
@@ -50,13 +51,19 @@ class SnapshotService:
         if not request.HasField("snapshot"):
             raise InvalidArgument("snapshot", "is missing")
         check_written_log(request.log)
+        if request.replace:
+            await self._allowed()
         given = request.snapshot
         info = await self._snapshots.save(
             request.log, request.entity_type, request.entity_id, request.sequence,
             NewSnapshot(given.type, given.payload, given.content_type),
-            replace=request.replace, principal=_peer(context), timeout=_timeout(context),
+            replace=request.replace, principal=caller_of(context), timeout=_timeout(context),
         )  # fmt: skip
         return pb.SaveSnapshotResponse(snapshot=_info(info))
+
+    async def _allowed(self) -> None:
+        """What removes a snapshot is guarded as the operation that does it for many is."""
+        await check(self._snapshots.database, "snapshot-prune")
 
     async def get(self, request: pb.GetSnapshotRequest, context: Context) -> pb.GetSnapshotResponse:
         info, payload = await self._snapshots.get(
@@ -83,9 +90,10 @@ class SnapshotService:
         self, request: pb.DeleteSnapshotRequest, context: Context
     ) -> pb.DeleteSnapshotResponse:
         check_written_log(request.log)
+        await self._allowed()
         await self._snapshots.delete(
             request.log, request.entity_type, request.entity_id, request.sequence,
-            principal=_peer(context), timeout=_timeout(context),
+            principal=caller_of(context), timeout=_timeout(context),
         )  # fmt: skip
         return pb.DeleteSnapshotResponse()
 
@@ -142,7 +150,7 @@ class SnapshotService:
         return _type(
             await self._types.change(
                 request.entity_type, lambda before: _permitted(before, settings),
-                version=expected, principal=_peer(context), timeout=_timeout(context),
+                version=expected, principal=caller_of(context), timeout=_timeout(context),
             )
         )  # fmt: skip
 
@@ -164,14 +172,6 @@ def _permitted(before: TypeSettings, after: TypeSettings) -> TypeSettings:
         f"{denied} over gRPC, where callers have no role: an admin does it by PUT"
         " /api/v1/entity-types/{name} (`everstate entity-type set`)"
     )
-
-
-def _peer(context: Context) -> str:
-    """Who calls, for the audit: the network it comes from, and its certificate's name if any."""
-    address = str(context.peer()).rsplit(":", 1)[0]
-    names = context.auth_context().get("x509_common_name") or ()
-    name = b"".join(names).decode(errors="replace")[:64]
-    return f"grpc:{name}@{address}" if name else f"grpc:{address}"
 
 
 def _info(info: SnapshotInfo) -> pb.SnapshotInfo:
