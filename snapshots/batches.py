@@ -128,9 +128,10 @@ class _Call:
         assert entity is not None
         run = Run(definition, entity, decoder)
         try:
+            run.prove_at = task.rows[-1][1] if task.rows else 0
             run.begin(task.base)
             run.feed(task.rows, self._names)
-            payload = proven(run)
+            payload = proven(run, self._names)
         except (FoldFailed, Undecodable, UnknownType) as failed:
             return failed
         if len(payload) > self._largest:

@@ -15,7 +15,7 @@ from kernel.database import Database
 from kernel.digest import digest_of, roots_of
 from kernel.errors import ConfigurationError, Conflict, InvalidArgument
 from kernel.usercode import UserCode
-from snapshots.folds import Fold, FoldDefinition, Folds, check_fold
+from snapshots.folds import Fold, FoldDefinition, Folds, check_fold, check_snapshots
 
 log = structlog.get_logger(__name__)
 
@@ -77,6 +77,7 @@ def define(kind: type[Fold[Any]], code: UserCode) -> FoldDefinition:
         raise ConfigurationError(
             f"{origin}: cannot be made: {type(error).__name__} ({usercode.place(error)})"
         ) from error
+    check_snapshots(fold, origin)
     file = getattr(sys.modules[kind.__module__], "__file__", None) or ""
     extra = [snapshot_type, kind.content_type, *types]
     return FoldDefinition(

@@ -41,6 +41,9 @@ BATCH_SECONDS = 10.0
 """A fold that needs longer for a batch of events (1,000 at most) is given up."""
 THREADS = 2
 SECONDS = 60.0
+CONTINUED = 16
+"""So many events before the end, or half-way if that is nearer, a proof dumps and loads the state;
+from there it folds on."""
 
 Result = TypeVar("Result")
 
@@ -145,6 +148,11 @@ class Run:
     time_us: int = 0
     from_snapshot: int = 0
     events: int = 0
+    prove_at: int = 0
+    """What `proven` shall prove the state at; set before the first event is applied; 0: nothing."""
+    before: Stored | None = None
+    tail: list[EventRow] = field(default_factory=list)
+    """With ``prove_at``: the dumped state before the last events, and these."""
 
     def begin(self, stored: Stored | None) -> None:
         """Begins with a snapshot, or with nothing."""
@@ -162,6 +170,11 @@ class Run:
         """Applies events; on a failure the run is of no more use."""
         apply, decoder = self.definition.fold.apply, self.decoder
         for row in rows:
+            if self.prove_at and row[1] > self._continue_at():
+                if self.before is None:
+                    kind = self.definition.snapshot_type
+                    self.before = Stored(self.sequence, kind, self.dump(), 0, 0)
+                self.tail.append(row)
             event = _event(row, names, decoder, self.entity)
             try:
                 self.state = apply(self.state, event)
@@ -170,6 +183,11 @@ class Run:
             self.sequence, self.position = event.sequence, event.position
             self.time_us = clock.to_us(event.time)
             self.events += 1
+
+    def _continue_at(self) -> int:
+        """Half-way, but for long ones: little is lost of the state before the first event."""
+        half = (self.prove_at - self.from_snapshot + 1) // 2
+        return self.prove_at - min(CONTINUED, half)
 
     def dump(self) -> bytes:
         """The state as a snapshot's payload."""
@@ -278,8 +296,9 @@ class Folding:
             entity = await entity_of(journal, log, entity_type, entity_id)
             to = await target_of(journal, entity, sequence, None)
             async with self.run(definition, entity) as run:
+                run.prove_at = to
                 await self._fold(journal, run, to, full=True)
-                payload = await self.call(definition, lambda: proven(run))
+                payload = await self.call(definition, lambda: proven(run, journal.names))
             return Folded(to, run.position, run.time_us, payload)
 
     async def _fold(self, journal: Journal, run: Run, to: int, *, full: bool) -> None:
@@ -349,16 +368,49 @@ def type_of(error: BaseException) -> str:
     return type(error).__name__ + (f" ({at})" if at else "")
 
 
-def proven(run: Run) -> bytes:
-    """The payload of a snapshot whose loading was tried. Raises `FoldFailed`."""
-    payload = run.dump()
-    other = Run(run.definition, run.entity, run.decoder)
-    other.begin(Stored(run.sequence, run.definition.snapshot_type, payload, 0, 0))
-    if other.dump() != payload:
-        raise FoldFailed(
-            f"{run.definition.title}: {run.entity.title}: sequence {run.sequence}: what `dump`"
-            " gives and `load` takes dumps to other bytes"
+def _comparable(kind: type) -> bool:
+    """Whether == compares values of a type, and not which object it is."""
+    return getattr(kind, "__eq__", None) is not getattr(object, "__eq__", None)
+
+
+def proven(run: Run, names: Names) -> bytes:
+    """The payload of a snapshot of a run that had ``prove_at``, proven: what is loaded is the state
+    that was dumped, and folding on from a state that was dumped and loaded gives the same.
+
+    Raises:
+        FoldFailed: it is not so; says in what way.
+
+    """
+    definition = run.definition
+
+    def refuse(problem: str) -> FoldFailed:
+        return FoldFailed(
+            f"{definition.title}: {run.entity.title}: sequence {run.sequence}: {problem}"
         )
+
+    payload = run.dump()
+    other = Run(definition, run.entity, run.decoder)
+    other.begin(Stored(run.sequence, definition.snapshot_type, payload, 0, 0))
+    if type(other.state) is not type(run.state):
+        raise refuse(
+            f"what `dump` gives loads as {type(other.state).__name__:.60}, and the state is"
+            f" {type(run.state).__name__:.60}"
+        )
+    with run.failing(f"== of states at sequence {run.sequence}"):
+        same = not _comparable(type(run.state)) or bool(other.state == run.state)
+    if not same:
+        raise refuse("what `dump` gives loads as another state")
+    if other.dump() != payload:
+        raise refuse("what `dump` gives and `load` takes dumps to other bytes")
+    if run.before is not None:
+        on = Run(definition, run.entity, run.decoder)
+        on.begin(run.before)
+        on.feed(run.tail, names)
+        if on.dump() != payload:
+            raise refuse(
+                f"folding on from the state at {run.before.sequence}, dumped and loaded, gives"
+                " another state than folding all events"
+            )
     return payload
 
 

@@ -78,9 +78,10 @@ class Fold(Generic[State]):
     def dump(self, state: State) -> bytes:
         """The state as a snapshot's payload: equal states, equal bytes.
 
-        By default canonical JSON (sorted keys) of `to_json`.
+        It has all of the state. By default canonical JSON (sorted keys) of it; who writes
+        `to_json` writes this too.
         """
-        return canonical(self.to_json(state))
+        return canonical(state)
 
     def load(self, payload: bytes, type: str) -> State:  # noqa: A002, ARG002
         """The state of a snapshot of this type (``snapshot_type``, or one of ``loads``).
@@ -194,3 +195,37 @@ def check_fold(kind: type[Fold[Any]], origin: str) -> tuple[str, tuple[str, ...]
     own = name("snapshot_type", kind.snapshot_type or f"{entity_type}.v{version}")
     name("content_type", kind.content_type)
     return own, tuple(dict.fromkeys([own, *(name("loads", each) for each in loads)]))
+
+
+def check_snapshots(fold: Fold[Any], origin: str) -> None:
+    """That nothing of a state is lost by the defaults of `Fold.dump` and `Fold.load`.
+
+    Raises:
+        ConfigurationError: names the class and the method to write.
+
+    """
+    kind = type(fold)
+    if kind.to_json is not Fold.to_json and kind.dump is Fold.dump:
+        raise ConfigurationError(
+            f"{origin}: dump: is not written, and to_json is: what people see may not be all of the"
+            " state; write dump (and load) as well"
+        )
+    if kind.load is not Fold.load:
+        return
+    try:
+        state = fold.initial()
+    except Exception as error:
+        raise ConfigurationError(f"{origin}: initial: {type(error).__name__}") from error
+    if not _plain(state):
+        raise ConfigurationError(
+            f"{origin}: load: is not written, and a state ({type(state).__name__}) is not what JSON"
+            " gives (dict with texts as keys, list, str, int, float, bool, None)"
+        )
+
+
+def _plain(value: object) -> bool:
+    if type(value) is dict:
+        return all(type(key) is str and _plain(each) for key, each in value.items())
+    if type(value) is list:
+        return all(map(_plain, value))
+    return value is None or type(value) in {str, int, float, bool}

@@ -118,6 +118,13 @@ def test_two_folds_of_one_type_are_refused_with_both_files(write: Write) -> None
         ("version = 1", 'version = 1\n        snapshot_type = "a\\nb"', "Cart: snapshot_type"),
         ("def apply", "def apples", "Cart: apply: is not written"),
         ("def initial", "def first", "Cart: initial: is not written"),
+        (
+            "def initial",
+            "def to_json(self, state): return 1\n        def initial",
+            "Cart: dump: is",
+        ),
+        ('{"count": 0}', "(0, 0)", "Cart: load: is not written, and a state (tuple) is not"),
+        ('{"count": 0}', "{'count': {1: 2}}", "Cart: load: is not written"),
         ("def initial", "def __init__(self): 1 / 0\n        def initial", "ZeroDivisionError"),
         ("(Fold)", "", "has no fold"),
     ],
