@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import orjson
 
+from journal.model import Entity as JournalEntity
 from journal.model import Limits, LoadQuery
 from journal.preparation import check_entity
 from journal.reader import LoadedRows, LogRef, Span
@@ -62,6 +63,8 @@ class Journal(Protocol):
     def load_rows(
         self, log: str, query: LoadQuery, timeout: float | None
     ) -> AsyncIterator[LoadedRows]: ...
+
+    async def get_entity(self, log: str, entity_type: str, entity_id: str) -> JournalEntity: ...
 
     async def load_several(
         self, log_id: int, spans: Sequence[Span], most: int, stop_bytes: int
@@ -305,8 +308,9 @@ class Folding:
         """Brings a new run to ``to``."""
         entity = run.entity
         stored = await newest(
-            journal, entity, entity.base, entity.base if full else to, run.definition.types
-        )
+            journal, entity, entity.base, entity.base if full else to, run.definition.types,
+            proven_only=True,
+        )  # fmt: skip
         if entity.base and (stored is None or to < entity.base):
             raise Compacted(entity.entity_type, entity.entity_id, entity.floor)
         await self.call(run.definition, lambda: run.begin(stored))
@@ -498,13 +502,18 @@ async def before(
 
 
 async def newest(
-    journal: Journal, entity: Entity, low: int, high: int, types: Sequence[str]
-) -> Stored | None:
-    """The newest snapshot within sequence numbers that has one of these types."""
+    journal: Journal, entity: Entity, low: int, high: int, types: Sequence[str],
+    *, proven_only: bool = False,
+) -> Stored | None:  # fmt: skip
+    """The newest snapshot within sequence numbers that has one of these types.
+
+    ``proven_only``: what an older version of the fold made or verified is passed over, unless the
+    floor rests on it: then there is nothing else to begin with.
+    """
     database = journal.database
     row = await database.fetchrow(
         sql.load("snapshots", "fold_snapshot", database.schema), entity.log_id, entity.key,
-        max(low, 1), high, list(types),
+        max(low, 1), high, list(types), entity.entity_type if proven_only else None, entity.base,
     )  # fmt: skip
     if row is None:
         return None

@@ -136,8 +136,14 @@ class _Verifier:
             base = await newest(self.journal, entity, entity.base, entity.base, types)
             if base is None:
                 raise Compacted(entity.entity_type, entity.entity_id, entity.floor)
-        latest = await newest(self.journal, entity, entity.base, entity.last, types)
-        self.newest = latest.sequence if latest is not None else 0
+        # What loads begin with is the newest usable snapshot, whoever made it of whatever type.
+        head = await self.journal.get_entity(entity.log, entity.entity_type, entity.entity_id)
+        self.newest = head.snapshot_sequence
+        latest = None
+        if self.newest:
+            latest = await newest(self.journal, entity, self.newest, self.newest, types)
+            if latest is None:
+                self.found.load = False
         await self._thread(lambda: run.begin(base))
         if base is not None and latest is not None and base.sequence == latest.sequence:
             self.found.load = True  # the replay is the load
@@ -175,7 +181,8 @@ class _Verifier:
             say(Verdict.FLOOR)
         elif snapshot.type not in definition.types:
             self.found.foreign += 1
-            say(Verdict.FOREIGN)
+            begins = snapshot.sequence == self.newest
+            say(Verdict.FOREIGN, "loads begin with it, and the fold cannot read it" * begins)
         else:
             stored = await newest(
                 self.journal, entity, snapshot.sequence, snapshot.sequence, definition.types

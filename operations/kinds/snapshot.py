@@ -371,7 +371,7 @@ async def _stored(
     """What is stored there already, held against what the fold made; None: nothing."""
     row = await context.database.fetchrow(
         sql.load("operations", "snapshots_at", context.database.schema), context.log_id,
-        item.entity_key, item.target,
+        item.entity_key, item.target, item.entity_type,
     )  # fmt: skip
     if row is None:
         return None

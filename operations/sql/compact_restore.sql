@@ -16,7 +16,7 @@ LEFT JOIN LATERAL (
   SELECT x.type FROM everstate.snapshots x
   WHERE x.log_id = $1 AND x.entity_key = w.key AND x.seq = w.snapshot_seq AND x.removed_at IS NULL
     AND everstate.snapshot_is_usable_v1(t.settings, x.type)
-  LIMIT 1 FOR SHARE OF x) s ON true
+  LIMIT 1) s ON true
 WHERE m.log_id = $1 AND m.entity_key = w.key AND m.changed_by = $2 AND m.floor = w.target
   AND (w.snapshot_seq IS NULL OR s.type IS NOT NULL)
 RETURNING m.entity_key

@@ -102,24 +102,6 @@ async def test_a_compaction_waits_for_a_verdict_and_does_not_rest_on_what_differ
     assert await rests(store.database) == [(None, None, None, None, False)]
 
 
-@pytest.mark.parametrize("change", ["verified_at = NULL", "removed_at = now()", "type = 'other'"])
-async def test_even_who_changes_a_snapshot_without_the_lock_of_the_marks_is_waited_for(
-    store: StoreJournal, change: str
-) -> None:
-    """The second line of defence: the statement that moves the floor locks the snapshot."""
-    operation = await compaction(store, 2)
-    types = TypeStore(store.database, store)
-    await types.put(
-        "account", TypeSettings(snapshot_types=("account.v1",)), version=None, principal="ann"
-    )
-    async with store.database.connection() as connection, transaction(connection, 20):
-        await connection.execute(f"UPDATE everstate.snapshots SET {change}")
-        compacting = asyncio.create_task(operation.apply())
-        await waiting(store.database, compacting)
-    assert await compacting == {"a": ("SKIPPED", "changed")}
-    assert await rests(store.database) == [(None, None, None, None, False)]
-
-
 WRONG = [
     (TypeSettings(needs_full_replay=True), "needs_full_replay"),
     (TypeSettings(snapshot_types=("account.v2",)), "changed"),

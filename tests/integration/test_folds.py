@@ -30,6 +30,8 @@ from kernel.errors import (
 from snapshots import fold_registry
 from snapshots.folding import Folding
 from snapshots.folds import Fold, FoldEvent, canonical
+from snapshots.model import TypeSettings
+from snapshots.store import TypeStore
 from snapshots.verification import Verification, verify
 from tests.folding import Total, append, at, definition_of, fold_of, folding_of
 
@@ -509,3 +511,46 @@ async def test_a_fold_that_no_worker_has_registered_yet_may_be_used(database: Da
     checked = await fold_registry.checked(database, [definition_of(Total)])
     assert checked.get("account") is not None
     assert isinstance(checked.named("account").fold, Fold)
+
+
+async def test_a_snapshot_that_loads_begin_with_and_the_fold_cannot_read_is_no_proof(
+    store: StoreJournal,
+) -> None:
+    await append(store, "a", *by([1, 2, 3]))
+    folding = folding_of()
+    await put(store.database, 1, (await folding.snapshot_at(store, *ONE, 1)).payload)
+    await put(store.database, 2, b"pickled", "pickled")
+    found = await verify(folding, store, *ONE)
+    assert told(found) == [(1, "agrees"), (2, "foreign")]
+    assert (found.ok, found.load) == (False, False)
+    assert found.snapshots[1].problem.startswith("loads begin with it")
+    # Where the type's settings pass it over, loads begin with the other one.
+    types = TypeStore(store.database, store)
+    kind = ONE[1]
+    await types.put(
+        kind, TypeSettings(snapshot_types=(f"{kind}.v1",)), version=None, principal="ann"
+    )
+    found = await verify(folding, store, *ONE)
+    assert (found.ok, found.load) == (True, True)
+
+
+async def test_what_an_older_version_of_a_fold_verified_is_nothing_to_begin_with(
+    store: StoreJournal,
+) -> None:
+    await append(store, "a", *by([1, 2, 3]))
+    folding = folding_of()
+    made = await folding.snapshot_at(store, *ONE, 2)
+    await put(store.database, 2, made.payload)
+    await verify(folding, store, *ONE)
+    async with store.database.connection() as connection:
+        await connection.execute("UPDATE everstate.snapshots SET source = 1")
+    assert (await folding.state_at(store, *ONE)).from_snapshot == 2
+    async with store.database.connection() as connection:
+        await connection.execute(
+            "INSERT INTO everstate.folds (entity_type, version, digest, snapshot_type, content_type)"
+            " VALUES ($1, 9, 'other', 'x', 'application/json')",
+            ONE[1],
+        )
+    assert (await folding.state_at(store, *ONE)).from_snapshot == 0
+    await verify(folding, store, *ONE)  # proven anew
+    assert (await folding.state_at(store, *ONE)).from_snapshot == 2
