@@ -15,7 +15,7 @@ LEFT JOIN LATERAL (
     ORDER BY f.version DESC LIMIT 1), '-infinity') AS since) r ON true
 LEFT JOIN LATERAL (
   SELECT x.position IS NOT NULL AND everstate.snapshot_is_usable_v1(t.settings, x.type)
-      AND (x.verified_at > r.since
+      AND (coalesce(x.verified_at > r.since, false)
         OR x.source = 0 AND coalesce((t.settings ->> 'trust_snapshots')::boolean, false)) AS covering,
     w.type_id || '/' || x.type = ANY ($8::text[]) AS loads
   FROM everstate.snapshots x

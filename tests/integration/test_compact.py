@@ -585,3 +585,17 @@ async def test_readers_subscribers_and_writers_notice_nothing(shop: Shop) -> Non
     report = [item async for item in shop.journal.verify("default")][-1].report
     assert report is not None
     assert report.ok, report.findings
+
+
+async def test_what_an_older_version_of_the_fold_verified_covers_nothing(shop: Shop) -> None:
+    await shop.put("a", 1, 2, 3, 4)
+    await shop.snapshot("a", 2)
+    planned = await shop.compact()
+    assert planned.items == 1
+    await shop.run(
+        "INSERT INTO everstate.folds (entity_type, version, digest, snapshot_type, content_type)"
+        " VALUES ('cart', 2, 'corrected', 'Sum', 'text/plain')"
+    )
+    assert (await shop.compact()).plan["excluded"] == {"uncovered": 1}
+    await shop.snapshot("a", 2)  # verified again, by the version that is there now
+    assert (await shop.compact()).items == 1

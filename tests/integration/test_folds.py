@@ -547,7 +547,8 @@ async def test_what_an_older_version_of_a_fold_verified_is_nothing_to_begin_with
     assert (await folding.state_at(store, *ONE)).from_snapshot == 2
     async with store.database.connection() as connection:
         await connection.execute(
-            "INSERT INTO everstate.folds (entity_type, version, digest, snapshot_type, content_type)"
+            "INSERT INTO everstate.folds"
+            " (entity_type, version, digest, snapshot_type, content_type)"
             " VALUES ($1, 9, 'other', 'x', 'application/json')",
             ONE[1],
         )
