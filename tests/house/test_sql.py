@@ -215,7 +215,7 @@ HOT = [
         Hot(name, args, rf"^{on}_\d_pkey", on=on, package="snapshots")
         for name, on, args in (
             ("fold_entity", "entities", (LOG, "kind1", "e7")),
-            ("fold_snapshot", "snapshots", (LOG, 7, 1, 25, ["state"])),
+            ("fold_snapshot", "snapshots", (LOG, 7, 1, 25, ["state"], "kind1", 0)),
             ("fold_snapshots", "snapshots", (LOG, 7, 1, 25, 10)),
             ("snapshot_get", "snapshots", (LOG, "kind1", "e7", 25, None)),
             ("snapshot_get", "entities", (LOG, "kind1", "e7", 25, AT)),

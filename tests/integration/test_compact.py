@@ -590,8 +590,7 @@ async def test_readers_subscribers_and_writers_notice_nothing(shop: Shop) -> Non
 async def test_what_an_older_version_of_the_fold_verified_covers_nothing(shop: Shop) -> None:
     await shop.put("a", 1, 2, 3, 4)
     await shop.snapshot("a", 2)
-    planned = await shop.compact()
-    assert planned.items == 1
+    assert (await shop.compact()).items == 1
     await shop.run(
         "INSERT INTO everstate.folds (entity_type, version, digest, snapshot_type, content_type)"
         " VALUES ('cart', 2, 'corrected', 'Sum', 'text/plain')"
