@@ -88,12 +88,17 @@ async def test_a_cancel_is_at_the_next_safe_point_and_what_is_done_can_be_undone
         await wished(desk, cancelling)
         await cancelling
         receipt = await desk.ended(plan)
-        assert (receipt.state, receipt.done) == (State.CANCELLED, 10)
+        # The next step may take the row before the one who cancels does.
+        assert (receipt.state, receipt.done in {10, 20}) == (State.CANCELLED, True)
         assert receipt.undo_until is not None
         await control.undo(desk.database, plan.id, reason="not that", principal=BEN)
         undone = await desk.ended(plan)
-    assert (undone.state, undone.done, undone.undone) == (State.UNDONE, 10, 10)
-    assert await desk.times() == {f"e{n:03}": (1, 1) for n in range(10)}
+    assert (undone.state, undone.done, undone.undone) == (
+        State.UNDONE,
+        receipt.done,
+        receipt.done,
+    )
+    assert await desk.times() == {f"e{n:03}": (1, 1) for n in range(receipt.done)}
 
 
 @pytest.mark.parametrize("paused", [False, True])
